@@ -118,7 +118,9 @@ class Subset(ItemSource):
     def __init__(self, parent: ItemSource, indices: tuple[int, ...]) -> None:
         for index in indices:
             if not 0 <= index < len(parent):
-                raise IndexError(f"item {index} of '{parent.name}' does not exist; it has {len(parent)} items.")
+                raise IndexError(
+                    f"item {index} of '{parent.name}' does not exist; it has {len(parent)} items."
+                )
         self.parent, self.indices = parent, indices
         self.name, self.fps = parent.name, parent.fps
 

@@ -41,7 +41,9 @@ class TokenLayout:
         n_tokens = len(self.kind)
         sizes = [len(x) for x in (self.row, self.col, self.camera, self.tile, self.text, self.box)]
         if any(size != n_tokens for size in sizes):
-            raise InputError(f"a token layout needs columns of equal length; got {n_tokens} kinds and {sizes}.")
+            raise InputError(
+                f"a token layout needs columns of equal length; got {n_tokens} kinds and {sizes}."
+            )
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -123,3 +125,26 @@ class Grid:
     cols: int
     prefix: int = 0
     channels_first: bool | None = None
+
+
+def token_from_pixel(box: NDArray[np.float32], *, height: int, width: int) -> NDArray[np.int32]:
+    """Return int32 [height, width]: the row of `box` whose patch covers each pixel's centre, -1 where none does.
+
+    Args:
+        box: float32 [t, 4], x0, y0, x1, y1 in pixels (`TokenLayout.box`); rows with NaN are skipped. Where
+            boxes overlap the later row wins.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+    """
+    token_hw = np.full((height, width), -1, np.int32)
+    # A pixel (x, y) has its centre at x + 0.5: it lies in [x0, x1) when ceil(x0 - 0.5) <= x < ceil(x1 - 0.5).
+    # Rounding to 1e-3 px first keeps 23.500002 (float32 noise) from opening a one-pixel gap between neighbours.
+    is_patch = ~np.isnan(box).any(axis=1)
+    edges = np.ceil(np.round(np.where(is_patch[:, None], box, 0).astype(np.float64), 3) - 0.5).astype(
+        np.int64
+    )
+    edges = edges.clip(0, [width, height, width, height])
+    for token in np.flatnonzero(is_patch):
+        x0, y0, x1, y1 = edges[token]
+        token_hw[y0:y1, x0:x1] = token
+    return token_hw
