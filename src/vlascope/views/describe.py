@@ -1,0 +1,108 @@
+"""What a picture shows and how it was computed, as parameters for the file and as one line for its footer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .._version import __version__
+
+if TYPE_CHECKING:
+    from ..runs import Run
+    from ..spectral.cut import CutResult
+
+
+def model_name(run: Run) -> str:
+    """Return the name of the model that a run was captured from."""
+    model = run.config.get("model", run.info.get("model"))
+    if isinstance(model, Mapping):
+        return str(model.get("name", "unnamed model"))
+    return str(model) if model else "unnamed model"
+
+
+def model_revision(run: Run) -> str | None:
+    """Return the revision (or fingerprint) of the model, None where the run does not say."""
+    model = run.config.get("model", run.info.get("model"))
+    if isinstance(model, Mapping):
+        value = model.get("revision") or model.get("fingerprint")
+        return str(value) if value else None
+    return None
+
+
+def picture_params(cut: CutResult, *, view: str, sites: Sequence[str], **shown: Any) -> dict[str, Any]:
+    """Return everything needed to tell what a picture shows and to make it again.
+
+    Args:
+        cut: What was drawn.
+        view: Name of the drawing function.
+        sites: Sites that are shown.
+        shown: Further parameters of the drawing function.
+    """
+    run = cut.run
+    return {
+        "view": view,
+        "vlascope": __version__,
+        "model": model_name(run),
+        "model_revision": model_revision(run),
+        "run": run.path.name,
+        "sites": list(sites),
+        "cut_sites": list(cut.sites),
+        "cut": plain(dict(cut.params)),
+        "tokens": len(cut.rgb),
+        "sampled_share": sampled_share(cut),
+        **plain(shown),
+    }
+
+
+def sampled_share(cut: CutResult) -> float | None:
+    """Return the share of tokens that the cut sampled as landmarks, 0..1; None where the cut does not say."""
+    share = health_value(cut, "sampled_share")
+    return None if share is None else float(share)
+
+
+def health_value(cut: CutResult, name: str) -> Any:
+    """Return one field of the cut's health report, whichever form it has; None when it is not there."""
+    health = getattr(cut, "health", None)
+    if isinstance(health, Mapping):
+        return health.get(name)
+    return getattr(health, name, None)
+
+
+def plain(value: Any) -> Any:
+    """Return `value` with tuples as lists and NumPy numbers as Python's, fit for JSON."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+
+
+def footer(params: Mapping[str, Any]) -> str:
+    """Return the line under a picture: model, site, method, parameters, seed and share of tokens sampled."""
+    cut = params["cut"]
+    sites = params["sites"]
+    shown = sites[0] if len(sites) == 1 else f"{sites[0]} … {sites[-1]} ({len(sites)} sites)"
+    parts = [params["model"] + (f" @ {params['model_revision'][:10]}" if params["model_revision"] else "")]
+    parts.append(shown)
+    joint = len(params["cut_sites"])
+    settings = [f"{name} {cut[key]}" for name, key in _SETTINGS if cut.get(key) is not None]
+    parts.append("NCut" + (f", joint over {joint} sites" if joint > 1 else ""))
+    parts.extend(settings)
+    tokens = f"{params['tokens']:,} tokens"
+    share = params.get("sampled_share")
+    parts.append(f"{tokens}, {_percent(share)} sampled" if share is not None else tokens)
+    parts.append(f"vlascope {params['vlascope']}")
+    return "  ·  ".join(parts)
+
+
+_SETTINGS = (
+    ("affinity", "affinity"),
+    ("density", "density"),
+    ("n_eig", "n_eig"),
+    ("seed", "seed"),
+    ("colours", "color"),
+)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
