@@ -1,0 +1,53 @@
+"""`vlascope info`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ._common import Common, Flag, RunPath, give, size_text, table
+from ._main import OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Common):
+    """Say what a run holds; with --verify also whether every byte of it is what was written."""
+
+    run: RunPath
+    """run directory, as made by `vlascope capture`"""
+    verify: Flag = False
+    """compare every block with its checksum"""
+
+
+def run(args: Args) -> int:
+    """Print the summary."""
+    from ..runs import Run
+
+    captured = Run.open(args.run)
+    if args.verify:
+        captured.verify()
+    size = sum(path.stat().st_size for path in captured.path.rglob("*") if path.is_file())
+    sites = [
+        (name, str(len(captured.acts(name))), str(site.width), site.dtype, site.layout)
+        for name, site in captured.sites.items()
+    ]
+    episodes = {row.episode for row in captured.items if row.episode is not None}
+    facts = {
+        "run": str(captured.path),
+        "status": captured.info.get("status"),
+        "model": captured.config.get("model"),
+        "n_items": captured.n_items,
+        "n_episodes": len(episodes),
+        "size_bytes": size,
+        "verified": args.verify,
+        "sites": [
+            dict(zip(("site", "n_tokens", "width", "dtype", "layout"), row, strict=True)) for row in sites
+        ],
+    }
+    lines = [
+        f"{captured.path}: {captured.n_items} items, {len(episodes)} episodes, {size_text(size)}, {facts['status']}",
+        *(["every block matches its checksum"] if args.verify else []),
+        "",
+        table(sites, head=("site", "tokens", "width", "dtype", "layout")),
+    ]
+    give(args, facts, text="\n".join(lines))
+    return OK
