@@ -28,6 +28,7 @@ def storage_errors(path: Path | str) -> Iterator[None]:
             errno.EROFS: "the file system is read-only; choose another place with -o",
             errno.EACCES: "permission denied; choose another place with -o or change its permissions",
             errno.EPERM: "permission denied; choose another place with -o or change its permissions",
+            errno.EEXIST: "a file stands where a folder is needed; choose another place with -o",
             errno.ENOTDIR: "a part of that path is a file, not a folder; choose another place with -o",
         }
         reason = reasons.get(error.errno or 0)
