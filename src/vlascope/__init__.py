@@ -37,7 +37,7 @@ __all__ = [
     "wrap",
 ]
 
-_HOMES = {name: ".api" for name in ("Cut", "capture", "cut", "load", "open_run", "report", "wrap")}
+_HOMES = dict.fromkeys(("Cut", "capture", "cut", "load", "open_run", "report", "wrap"), ".api")
 _HOMES["VlascopeError"] = ".errors"
 
 

@@ -41,10 +41,13 @@ class FakeRun:
     def image(self, index: int, camera: int = 0) -> np.ndarray:
         return self.images[index]
 
-    def mask(self, index: int, name: str) -> np.ndarray | None:
+    def response(self, item: int) -> ResponseRow | None:
+        return next((r for r in self.responses if r.item == item), None)
+
+    def mask(self, index: int, name: str = "segmentation") -> np.ndarray | None:
         return None if self.masks is None else self.masks[index]
 
-    def mask_names(self, index: int, name: str) -> dict[int, str]:
+    def mask_names(self, index: int, name: str = "segmentation") -> dict[int, str]:
         return self.names
 
 

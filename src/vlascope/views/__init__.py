@@ -2,5 +2,6 @@
 
 from .grid import grid, strip
 from .picture import HtmlPiece, Picture, Video
+from .video import video
 
-__all__ = ["HtmlPiece", "Picture", "Video", "grid", "strip"]
+__all__ = ["HtmlPiece", "Picture", "Video", "grid", "strip", "video"]

@@ -1,0 +1,334 @@
+"""The side-by-side video of an episode: camera, colours, overlay, and beneath them what was asked and done."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .choose import episodes_of, outcome_text
+from .describe import footer, picture_params
+from .grid import first_camera
+from .panels import color_panel, coverage, input_panel, overlay_panel
+from .picture import Video, params_json
+from .robot import EpisodeTrack, action_pieces, answer_text, episode_track
+from .style import DARK, SPACE, Theme, draw_lines, font, line_height, wrap
+from .tokens import TokenIndex, Upsample
+
+if TYPE_CHECKING:
+    from PIL import ImageDraw
+
+    from ..spectral.cut import CutResult
+
+MIN_SECS = 8.0
+"""Short episodes are slowed down to last at least about this long, so that they can be followed."""
+
+
+def video(
+    cut: CutResult,
+    *,
+    episode: int | None = None,
+    site: str | None = None,
+    upsample: Upsample = "nearest",
+    panel_width: int = 448,
+    speed: float | None = None,
+    theme: Theme = DARK,
+    crf: int = 20,
+) -> Video:
+    """Return an H.264 video (yuv420p, plays in browsers): camera | colours | overlay, and a band of facts.
+
+    The band shows the instruction, step and time, the action in physical units, the gripper, the model's answer
+    and a time line with the labelled events.
+
+    Args:
+        cut: What to draw.
+        episode: Index of the episode; None takes the first. Items without episodes make one sequence.
+        site: One of the cut's sites; None takes the last one of the vision tower.
+        upsample: "nearest" shows each patch as it is, "smooth" interpolates the colours.
+        panel_width: Aimed-at width of a panel, pixels; small frames are enlarged by a whole factor.
+        speed: Playback speed, 1 is real time; None slows short episodes to last about 8 s. Stated in the band.
+        theme: Colours of all that is no data.
+        crf: Quality of the encoder, 0 (best) to 51.
+
+    Raises:
+        SiteNotFoundError: the cut does not hold `site`.
+        InputError: no such episode, or the site has no patches.
+
+    Cost: about 20 ms per frame.
+    """
+    index = TokenIndex(cut)
+    site = index.default_site() if site is None else index.check_site(site)
+    if not index.has_patches(site):
+        raise InputError(f"site '{site}' has no image patches in this cut; use .words() to draw its tokens.")
+    track = _track(cut, episode, index.items_of(site))
+    first = cut.run.image(track.items[0])
+    size = video_panel_size((first.shape[1], first.shape[0]), width=panel_width)
+    fps, speed = _timing(track, speed)
+    params = picture_params(
+        cut, view="video", sites=[site], episode=track.episode, upsample=upsample, speed=speed
+    )
+    band = _Band(cut, track, site=site, size=size, theme=theme, speed=speed, footer=footer(params))
+    frames = _frames(cut, index, track, band, site=site, size=size, upsample=upsample, theme=theme)
+    data = encode_h264(frames, fps=fps, crf=crf, comment=params_json(params))
+    return Video(
+        data=data, width=band.width, height=band.height, n_frames=len(track.items), fps=fps, params=params
+    )
+
+
+def video_panel_size(image_wh: tuple[int, int], *, width: int) -> tuple[int, int]:
+    """Return the size of a panel: a whole multiple of a small image, or a large one reduced to `width`."""
+    if image_wh[0] * 2 <= width:
+        factor = width // image_wh[0]
+        return image_wh[0] * factor, image_wh[1] * factor
+    scale = min(1.0, width / image_wh[0])
+    return round(image_wh[0] * scale), round(image_wh[1] * scale)
+
+
+def _track(cut: CutResult, episode: int | None, held: list[int]) -> EpisodeTrack:
+    episodes = episodes_of(cut.run)
+    if not episodes:
+        if episode is not None:
+            raise InputError(f"episode {episode} does not exist: the items of this run belong to no episode.")
+        return episode_track(cut.run, episode=0, items=held)
+    number = next(iter(episodes)) if episode is None else int(episode)
+    if number not in episodes:
+        names = ", ".join(map(str, episodes))
+        raise InputError(f"episode {number} does not exist; the run holds episodes {names}.")
+    inside = set(held)
+    items = [i for i in episodes[number] if i in inside]
+    if not items:
+        raise InputError(f"no frame of episode {number} is in this cut.")
+    return episode_track(cut.run, episode=number, items=items)
+
+
+def _timing(track: EpisodeTrack, speed: float | None) -> tuple[float, float]:
+    """Return (frames per second of the video, playback speed)."""
+    native = track.fps or 5.0
+    if speed is None:
+        duration = len(track.items) / native
+        speed = next((s for s in (1.0, 0.5, 0.25) if duration / s >= MIN_SECS), 0.25)
+        speed = max(speed, min(1.0, 2.0 / native))  # never slower than two frames a second
+    if not speed > 0:
+        raise InputError(f"speed is {speed}; need a positive factor (1 is real time).")
+    return native * speed, speed
+
+
+def _frames(
+    cut: CutResult,
+    index: TokenIndex,
+    track: EpisodeTrack,
+    band: _Band,
+    *,
+    site: str,
+    size: tuple[int, int],
+    upsample: Upsample,
+    theme: Theme,
+) -> Iterator[NDArray[np.uint8]]:
+    base = band.base()
+    for number, item in enumerate(track.items):
+        image = cut.run.image(item)
+        wh = (image.shape[1], image.shape[0])
+        grids = first_camera(index.patches(site, item))
+        colors = color_panel(cut.rgb, grids=grids, image_wh=wh, out_wh=size, upsample=upsample, theme=theme)
+        camera = input_panel(image, out_wh=size)
+        covered = coverage(grids, image_wh=wh, out_wh=size)
+        frame = base.copy()
+        for x, panel in zip(
+            band.panel_x, (camera, colors, overlay_panel(camera, colors, covered_hw=covered)), strict=True
+        ):
+            frame[band.panel_y : band.panel_y + size[1], x : x + size[0]] = panel
+        band.draw(frame, number)
+        yield frame
+
+
+@dataclass
+class _Band:
+    """Everything around the panels: titles above, facts and time line beneath."""
+
+    cut: CutResult
+    track: EpisodeTrack
+    site: str
+    size: tuple[int, int]
+    theme: Theme
+    speed: float
+    footer: str
+
+    def __post_init__(self) -> None:
+        n_panels, margin = 3, 2 * SPACE
+        self.margin = margin
+        self.title_face, self.face = font(20, bold=True), font(16)
+        self.mono, self.small = font(16, mono=True), font(12)
+        self.panel_x = [margin + i * (self.size[0] + SPACE) for i in range(n_panels)]
+        self.panel_y = margin + line_height(self.small) + SPACE // 2
+        self.width = _even(self.panel_x[-1] + self.size[0] + margin)
+        inner = self.width - 2 * margin
+        self.title_lines = wrap(self._title(), face=self.title_face, width=inner)
+        self.footer_lines = wrap(self.footer, face=self.small, width=inner)
+        self.facts = [self._flow(self._pieces(n), width=inner) for n in range(len(self.track.items))]
+        self.n_fact_lines = max(len(lines) for lines in self.facts)
+        y = self.panel_y + self.size[1] + SPACE
+        self.y_title = y
+        y += len(self.title_lines) * line_height(self.title_face) + SPACE // 2
+        self.y_facts = y
+        y += self.n_fact_lines * line_height(self.mono) + SPACE
+        self.y_line = y
+        y += 14 + 2 * line_height(self.small)
+        self.y_footer = y
+        self.height = _even(y + len(self.footer_lines) * line_height(self.small) + margin)
+
+    def _title(self) -> str:
+        labels = self.track.labels
+        ended = outcome_text(labels) if labels.get("success") is not None else ""
+        name = f"“{self.track.prompt}”" if self.track.prompt else f"Episode {self.track.episode}"
+        return f"{name} — {ended}" if ended else name
+
+    def _pieces(self, number: int) -> list[str]:
+        time = self.track.times[number]
+        pieces = [f"step {self.track.steps[number]:>3}"]
+        if np.isfinite(time):
+            pieces.append(f"{time:.1f} s")
+        done = action_pieces(self.track, number)
+        pieces += done
+        answer = answer_text(self.cut.run, self.track.items[number])
+        if answer is not None and answer != "  ".join(done):
+            pieces.append(f"model answers: {answer.strip()}")
+        return pieces
+
+    def _flow(self, pieces: list[str], *, width: int) -> list[str]:
+        """Return the pieces in lines, three spaces apart; a line is broken between pieces where that is possible."""
+        lines = [""]
+        for piece in pieces:
+            joined = f"{lines[-1]}   {piece}" if lines[-1] else piece
+            if self.mono.getlength(joined) <= width:
+                lines[-1] = joined
+            else:
+                lines += wrap(piece, face=self.mono, width=width)
+        return [line for line in lines if line]
+
+    def base(self) -> NDArray[np.uint8]:
+        """Return what is the same in every frame, uint8 [h, w, 3]."""
+        from PIL import Image, ImageDraw
+
+        page = Image.new("RGB", (self.width, self.height), self.theme.background)
+        draw = ImageDraw.Draw(page)
+        for x, name in zip(self.panel_x, ("camera", f"concept colours, {self.site}", "overlay"), strict=True):
+            draw_lines(draw, (x, self.margin), [name], face=self.small, fill=self.theme.muted)
+        draw_lines(
+            draw, (self.margin, self.y_title), self.title_lines, face=self.title_face, fill=self.theme.text
+        )
+        draw_lines(
+            draw, (self.margin, self.y_footer), self.footer_lines, face=self.small, fill=self.theme.muted
+        )
+        self._draw_time_line(draw)
+        return np.array(page)
+
+    def _x_of(self, number: float) -> float:
+        n = max(1, len(self.track.items) - 1)
+        return self.margin + 4 + (self.width - 2 * self.margin - 8) * number / n
+
+    def _draw_time_line(self, draw: ImageDraw.ImageDraw) -> None:
+        x0, x1, y = self.margin, self.width - self.margin, self.y_line
+        draw.rectangle((x0, y, x1 - 1, y + 5), fill=self.theme.surface)
+        closed = self.track.gripper_closed
+        if closed is not None:
+            for number in np.flatnonzero(closed):
+                left, right = self._x_of(number - 0.5), self._x_of(number + 0.5)
+                draw.rectangle((max(left, x0), y, min(right, x1 - 1), y + 5), fill=self.theme.muted)
+        places: list[tuple[str, float]] = []
+        for name, step in self.track.events:
+            if step in self.track.steps:
+                places.append((name, self._x_of(self.track.steps.index(step))))
+        right_edge = [
+            float(x0),
+            float(x0),
+        ]  # end of the last label on each of two lines: labels never overlap
+        for name, x in places:
+            draw.rectangle((x - 1, y - 3, x, y + 8), fill=self.theme.accent)
+            width = self.small.getlength(name)
+            start = min(max(x - width / 2, x0), x1 - width)
+            row = next((r for r, edge in enumerate(right_edge) if start >= edge + SPACE or edge == x0), None)
+            if row is None:
+                continue
+            draw_lines(
+                draw,
+                (start, y + 11 + row * line_height(self.small)),
+                [name],
+                face=self.small,
+                fill=self.theme.accent,
+            )
+            right_edge[row] = start + width
+        self._draw_legend(
+            draw, with_grip=closed is not None and bool(closed.any()), left_edge=max(right_edge)
+        )
+
+    def _draw_legend(self, draw: ImageDraw.ImageDraw, *, with_grip: bool, left_edge: float) -> None:
+        """Draw the legend at the right end of the second line under the time line, where it has room."""
+        face, y = self.small, self.y_line + 11 + line_height(self.small)
+        text = f"played at {self.speed:g} x real time" if self.speed != 1 else ""
+        grip = "gripper closed" + ("  ·  " if text else "") if with_grip else ""
+        width = (28 + face.getlength(grip) if grip else 0) + face.getlength(text)
+        x = self.width - self.margin - width
+        if not (grip or text) or x < left_edge + SPACE:
+            return
+        if grip:
+            draw.rectangle((x, y + 6, x + 20, y + 11), fill=self.theme.muted)
+            x += 28
+        draw_lines(draw, (x, y), [grip + text], face=face, fill=self.theme.muted)
+
+    def draw(self, frame: NDArray[np.uint8], number: int) -> None:
+        """Draw what belongs to one frame into it."""
+        from PIL import Image, ImageDraw
+
+        top, bottom = self.y_facts, self.y_line + 12
+        strip = Image.fromarray(frame[top:bottom])
+        draw = ImageDraw.Draw(strip)
+        draw_lines(draw, (self.margin, 0), self.facts[number], face=self.mono, fill=self.theme.text)
+        x, y = self._x_of(number), self.y_line + 2.5 - top
+        draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=self.theme.text)
+        frame[top:bottom] = np.asarray(strip)
+
+
+def _even(value: int) -> int:
+    return value + value % 2  # yuv420p halves both axes
+
+
+def encode_h264(frames: Iterator[NDArray[np.uint8]], *, fps: float, crf: int, comment: str) -> bytes:
+    """Return an MP4 file (H.264, yuv420p, index first) of uint8 [h, w, 3] frames of one even size.
+
+    One thread and no time stamp of the day: the same frames give the same bytes.
+
+    Raises:
+        InputError: there are no frames.
+    """
+    import av
+
+    # Moving the index to the front makes the muxer open its output a second time, hence a file and no buffer.
+    options = {"movflags": "+faststart", "fflags": "+bitexact"}
+    with tempfile.TemporaryDirectory(prefix="vlascope-") as folder:
+        path = Path(folder) / "video.mp4"
+        with av.open(str(path), "w", format="mp4", options=options) as container:
+            container.metadata["comment"] = comment
+            stream = None
+            for frame in frames:
+                if stream is None:
+                    rate = Fraction(fps).limit_denominator(1000)
+                    stream = container.add_stream("libx264", rate=rate)
+                    stream.width, stream.height, stream.pix_fmt = frame.shape[1], frame.shape[0], "yuv420p"
+                    stream.options = {
+                        "crf": str(crf),
+                        "preset": "veryfast",
+                        "threads": "1",
+                        "flags": "+bitexact",
+                    }
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            if stream is None:
+                raise InputError("a video needs at least one frame; got none.")
+            container.mux(stream.encode())
+        return path.read_bytes()
