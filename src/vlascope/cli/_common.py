@@ -6,6 +6,7 @@ import json
 import sys
 import webbrowser
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,10 @@ OptionalInt = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 OptionalFloat = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 OptionalText = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="auto|cpu|cuda|...")]
+
+
+COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())
+"""The words that the user typed: runs keep them, and an interrupted one repeats them with --resume."""
 
 
 @dataclass(frozen=True, kw_only=True)

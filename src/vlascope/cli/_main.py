@@ -138,6 +138,8 @@ def help_page(prog: str, verbs: Sequence[Verb]) -> str:
 def _run(prog: str, verb: Verb, words: list[str]) -> int:
     import tyro
 
+    from ._common import COMMAND
+
     module = importlib.import_module(f".{verb.module}", __package__)
     show_stack = bool(os.environ.get("VLASCOPE_DEBUG")) or "--traceback" in words
     example = f"\n\nExample: {verb.example}" if verb.example else ""
@@ -151,6 +153,7 @@ def _run(prog: str, verb: Verb, words: list[str]) -> int:
             description=f"{(module.Args.__doc__ or '').strip()}{example}",
             config=(tyro.conf.FlagCreatePairsOff,),
         )
+        COMMAND.set((*prog.split(), *words))
         _set_up_logs(quiet=args.quiet)
         return module.run(args)
     except SystemExit as stop:  # tyro prints help (0) or a usage error (2) and stops

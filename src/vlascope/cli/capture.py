@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional, arg
 
 from ..errors import InputError
+from ..files import read_json
 from ._common import (
     Common,
     Device,
@@ -21,12 +24,8 @@ from ._common import (
     OutPath,
     give,
     say,
-    size_text,
 )
 from ._main import OK, PARTIAL
-
-if TYPE_CHECKING:
-    from ..models import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +38,8 @@ class Args(Common):
     """a folder of images, an image, a video, a LeRobot dataset, or demo:pick"""
     out: OutPath = None
     """run directory to make (default: runs/MODEL-DATA)"""
-    sites: Annotated[tuple[str, ...], arg(metavar="SITE...", help_behavior_hint="")] = ()
-    """sites to read: names or patterns such as vision.* projector language.4 (default: after every block)"""
+    sites: Annotated[tuple[str, ...], arg(metavar="SITE...", help_behavior_hint="")] = ("*",)
+    """sites to read: names or patterns such as vision.* projector language.4 (default: * = after every block)"""
     prompt: OptionalText = None
     """instruction or question for every item, in place of the dataset's own"""
     limit: OptionalInt = None
@@ -55,12 +54,14 @@ class Args(Common):
     """where to compute"""
     dtype: Annotated[str, arg(metavar="auto|float32|bfloat16|...")] = "auto"
     """number type the model computes in"""
-    store: Literal["float32", "float16", "bfloat16"] = "float32"
-    """number type of the tokens on disk"""
+    store: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """number type of the tokens on disk (auto: the model's own)"""
     batch_size: int = 16
     """items per forward pass"""
     block_items: int = 32
     """items per block on disk, the unit of resuming"""
+    max_new_tokens: int = 16
+    """longest answer of the model"""
     with_answer: Flag = False
     """also read the tokens of the model's own answer"""
     respond: Literal["auto", "yes", "no"] = "auto"
@@ -75,6 +76,8 @@ class Args(Common):
     """replace an existing run"""
     dry_run: Flag = False
     """print the plan and stop"""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """take the settings of another run, RUN/config.json; options given here win"""
 
 
 def run(args: Args) -> int:
@@ -84,60 +87,65 @@ def run(args: Args) -> int:
             "got --resume and --force; the one keeps what is there, the other deletes it. Give one of them."
         )
     from .. import api
+    from ..runs import make_plan
 
     model = api.load(args.model, device=args.device, dtype=args.dtype)
     items = api.items(
         args.data, prompt=args.prompt, limit=args.limit, stride=args.stride, fps=args.fps, camera=args.camera
     )
-    sites = args.sites or residual_sites(model)
     out = args.out or default_out(args.model, args.data)
-    if args.dry_run:
-        return _print_plan(args, model, items, sites, out)
-    say(
-        args,
-        f"{model.name} ({model.n_parameters / 1e6:.1f} M parameters, {model.device}), {len(items)} items -> {out}",
+    plan = make_plan(
+        model,
+        items,
+        sites=model.resolve(args.sites),
+        dtype="float32" if args.store == "auto" else args.store,
+        batch_size=args.batch_size,
+        block_items=args.block_items,
+        on_error=args.on_error,
+        with_answer_tokens=args.max_new_tokens if args.with_answer else 0,
+        out=out,
     )
+    if args.dry_run:
+        give(args, {"run": str(out), **plan.as_dict()}, text=str(plan))
+        return OK
+    say(args, f"{plan}\n-> {out}")
     captured = api.capture(
         model,
         items,
-        sites=sites,
+        sites=args.sites,
         out=out,
         batch_size=args.batch_size,
         block_items=args.block_items,
         dtype=args.store,
         respond={"auto": "auto", "yes": True, "no": False}[args.respond],
+        max_new_tokens=args.max_new_tokens,
         with_answer=args.with_answer,
         seed=args.seed,
         on_error=args.on_error,
         resume=args.resume,
         force=args.force,
         quiet=args.quiet,
+        command=COMMAND.get(),
     )
-    n_failed = len(items) - captured.n_items
     give(
         args,
         {
             "run": str(captured.path),
             "n_items": captured.n_items,
-            "n_failed": n_failed,
+            "n_failed": captured.n_failed,
             "sites": {
                 name: {"layout": site.layout, "width": site.width} for name, site in captured.sites.items()
             },
         },
         text=str(captured.path),
     )
-    if n_failed:
+    if captured.n_failed:
         say(
             args,
-            f"{n_failed} of {len(items)} items could not be read; see {captured.path / 'failures.jsonl'}",
+            f"{captured.n_failed} of {len(items)} items could not be read; see {captured.path / 'failures.jsonl'}",
         )
         return PARTIAL
     return OK
-
-
-def residual_sites(model: Model) -> tuple[str, ...]:
-    """Return the names of the sites after every block: what is read when no `--sites` is given."""
-    return tuple(site.name for site in model.sites if site.tensor == "out")
 
 
 def default_out(model: str, data: str) -> Path:
@@ -148,19 +156,29 @@ def default_out(model: str, data: str) -> Path:
     return Path("runs") / "-".join(words)
 
 
-def _print_plan(args: Args, model, items, sites, out: Path) -> int:
-    from ..runs.plan import plan
-
-    planned = plan(model, items, sites=sites, dtype=args.store, with_answer=args.with_answer)
-    lines = [
-        f"model     {model.name} ({model.n_parameters / 1e6:.1f} M parameters)",
-        f"items     {planned.n_items}",
-        *(
-            f"site      {site.name}  {site.n_tokens} x {site.width}  {size_text(site.size_bytes)}"
-            for site in planned.sites
-        ),
-        f"on disk   {size_text(planned.size_bytes)}",
-        f"out       {out}",
-    ]
-    give(args, {"out": str(out), **planned.to_dict()}, text="\n".join(lines))
-    return OK
+def preset(words: Sequence[str]) -> Args | None:
+    """Return the settings of `--config FILE` as defaults; None when it is not given."""
+    path = next((b for a, b in zip(words, words[1:], strict=False) if a == "--config"), None)
+    path = path or next(
+        (word.removeprefix("--config=") for word in words if word.startswith("--config=")), None
+    )
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise InputError(f"--config: there is no file '{path}'; give the config.json of a run.")
+    settings = read_json(path).get("capture")
+    if settings is None:
+        raise InputError(f"--config: '{path}' is not the config.json of a run (it has no 'capture' part).")
+    return Args(
+        model=tyro.MISSING,
+        data=tyro.MISSING,
+        sites=tuple(settings["sites"]),
+        store=settings["dtype"],
+        batch_size=settings["batch_size"],
+        block_items=settings["block_items"],
+        respond={"auto": "auto", True: "yes", False: "no"}[settings["respond"]],
+        max_new_tokens=settings["max_new_tokens"],
+        with_answer=settings["with_answer"],
+        seed=settings["seed"],
+        on_error=settings["on_error"],
+    )

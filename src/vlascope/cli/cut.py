@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
+from ..errors import SiteNotFoundError, nearest_text
 from ._common import Common, Flag, RunPath, give, say
 from ._main import OK
+
+if TYPE_CHECKING:
+    from ..api import Cut
+    from ..runs import Run
+    from ..spectral.cut import CutPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,7 @@ def run(args: Args) -> int:
     from ..runs import Run
 
     captured = Run.open(args.run)
-    sites = captured.resolve(args.site) if args.site else tuple(captured.sites)
+    sites = run_sites(captured, args.site) if args.site else tuple(captured.sites)
     say(args, f"cutting {len(sites)} sites of {captured.n_items} items")
     cut = api.cut(
         captured,
@@ -70,7 +77,7 @@ def run(args: Args) -> int:
     return OK
 
 
-def draw(args: Common, captured, cut, *, n_items: int, with_video: bool) -> list[Path]:
+def draw(args: Common, captured: Run, cut: Cut, *, n_items: int, with_video: bool) -> list[Path]:
     """Draw everything that the run allows and return the files, in the order in which one would look at them."""
     figures, videos = captured.path / "figures", captured.path / "videos"
     chosen = spread(captured.n_items, n_items)
@@ -92,6 +99,25 @@ def draw(args: Common, captured, cut, *, n_items: int, with_video: bool) -> list
     return paths
 
 
+def run_sites(captured: Run, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the run's sites that match any pattern, read as `vlascope capture --sites` reads them."""
+    from ..models.sites import TENSORS, Site, resolve
+
+    known = [
+        Site(name=name, module_path="", layout=site.layout, tensor=tail if tail in TENSORS else "out")
+        for name, site in captured.sites.items()
+        for tail in [name.rsplit(".", 1)[-1]]
+    ]
+    try:
+        return tuple(site.name for site in resolve(patterns, sites=known, model_name=str(captured.path)))
+    except SiteNotFoundError:
+        wanted = " ".join(patterns)
+        raise SiteNotFoundError(
+            f"run '{captured.path}' lacks a site of '{wanted}'.{nearest_text(wanted, captured.sites)} "
+            f"It holds: {', '.join(captured.sites)}."
+        ) from None
+
+
 def spread(n: int, count: int) -> list[int]:
     """Return up to `count` of 0..n-1, evenly spread, first and last included."""
     if count >= n:
@@ -101,7 +127,7 @@ def spread(n: int, count: int) -> list[int]:
     return [round(i * (n - 1) / (count - 1)) for i in range(count)]
 
 
-def has_kind(captured, part, kind: str) -> bool:
+def has_kind(captured: Run, part: CutPart, kind: str) -> bool:
     """Whether any token of a part of the cut is of that kind."""
     from ..models.layout import KINDS
 

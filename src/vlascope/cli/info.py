@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ._common import Common, Flag, RunPath, give, size_text, table
-from ._main import OK
+from ._main import FAILED, OK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,7 @@ def run(args: Args) -> int:
     from ..runs import Run
 
     captured = Run.open(args.run)
-    if args.verify:
-        captured.verify()
+    problems = captured.verify().problems if args.verify else ()
     size = sum(path.stat().st_size for path in captured.path.rglob("*") if path.is_file())
     sites = [
         (name, str(len(captured.acts(name))), str(site.width), site.dtype, site.layout)
@@ -33,21 +32,22 @@ def run(args: Args) -> int:
     episodes = {row.episode for row in captured.items if row.episode is not None}
     facts = {
         "run": str(captured.path),
-        "status": captured.info.get("status"),
-        "model": captured.config.get("model"),
+        "status": captured.info["status"],
+        "model": captured.config["model"]["name"],
         "n_items": captured.n_items,
         "n_episodes": len(episodes),
         "size_bytes": size,
-        "verified": args.verify,
+        "n_failed": captured.n_failed,
+        "problems": list(problems) if args.verify else None,
         "sites": [
             dict(zip(("site", "n_tokens", "width", "dtype", "layout"), row, strict=True)) for row in sites
         ],
     }
     lines = [
         f"{captured.path}: {captured.n_items} items, {len(episodes)} episodes, {size_text(size)}, {facts['status']}",
-        *(["every block matches its checksum"] if args.verify else []),
+        *(["every block matches its checksum"] if args.verify and not problems else problems),
         "",
         table(sites, head=("site", "tokens", "width", "dtype", "layout")),
     ]
     give(args, facts, text="\n".join(lines))
-    return OK
+    return FAILED if problems else OK

@@ -15,8 +15,22 @@ class Args(Common):
 
 def run(args: Args) -> int:
     """Print the families."""
-    from ..models import families
+    from ..models import embedded, families
 
-    known = families()
-    give(args, {"families": known}, text="\n".join(str(family) for family in known))
+    known = [
+        {
+            "family": name,
+            "summary": family.summary,
+            "answers": family.answers,
+            "model_types": list(family.model_types),
+            "examples": list(family.examples),
+        }
+        for name, family in families().items()
+    ]
+    lines = [f"embedded: {', '.join(embedded())}", ""]
+    for family in known:
+        lines.append(f"{family['family']}: {family['summary']}")
+        lines += [f"  vlascope sites {example}" for example in family["examples"]]
+    lines += ["", "Any other torch module: vlascope.wrap(module, sites=..., layout=...) in Python."]
+    give(args, {"embedded": list(embedded()), "families": known}, text="\n".join(lines))
     return OK

@@ -28,16 +28,9 @@ def run(args: Args) -> int:
     from .. import api
 
     model = api.load(args.model, device=args.device)
-    sites = model.resolve(args.patterns) if args.patterns else model.sites
-    rows = [(site.name, site.tensor, str(site.width), site.layout, site.module_path) for site in sites]
-    head = ("site", "tensor", "width", "layout", "module")
-    give(
-        args,
-        {
-            "model": model.name,
-            "family": model.family,
-            "sites": [dict(zip(head, row, strict=True)) for row in rows],
-        },
-        text=table(rows, head=head),
-    )
+    wanted = {site.name for site in model.resolve(args.patterns)} if args.patterns else None
+    rows = [row for row in model.describe() if wanted is None or row["site"] in wanted]
+    head = ("site", "tensor", "layout", "width", "n_parameters", "module")
+    lines = table([tuple(str(row[name]) for name in head) for row in rows], head=head)
+    give(args, {"model": model.name, "family": model.family, "sites": rows}, text=lines)
     return OK
