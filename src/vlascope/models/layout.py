@@ -139,7 +139,7 @@ def token_from_pixel(box: NDArray[np.float32], *, height: int, width: int) -> ND
     token_hw = np.full((height, width), -1, np.int32)
     # A pixel (x, y) has its centre at x + 0.5: it lies in [x0, x1) when ceil(x0 - 0.5) <= x < ceil(x1 - 0.5).
     # Rounding to 1e-3 px first keeps 23.500002 (float32 noise) from opening a one-pixel gap between neighbours.
-    is_patch = ~np.isnan(box).any(axis=1)
+    is_patch = np.logical_not(np.isnan(box).any(axis=1))
     edges = np.ceil(np.round(np.where(is_patch[:, None], box, 0).astype(np.float64), 3) - 0.5).astype(
         np.int64
     )

@@ -1,0 +1,222 @@
+"""Reading and editing tensors inside a model: one mechanism for both.
+
+Each module of interest gets at most one forward hook of ours, put *before* the hooks that are already there:
+transformers records `hidden_states` with forward hooks of its own, and LLaVA's projector is fed from that
+record, so an edit that ran after the recorder would silently change nothing. The one hook runs the edits in
+the order in which they were entered, then the readers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import HookNotFiredError, InputError
+from .sites import Site
+
+Edit = Callable[[Tensor], Tensor]
+Tokens = Sequence[int] | np.ndarray | Tensor | None
+
+
+@dataclass
+class _Point:
+    """The hook on one side of one module, and what it serves."""
+
+    handle: Any = None
+    edits: list[tuple[Site, Callable[[Tensor], Tensor]]] = field(default_factory=list)
+    readers: list[tuple[Site, Callable[[Tensor], None]]] = field(default_factory=list)
+
+
+class Hooks:
+    """The hooks of one model.
+
+    `positions` is None while whole sequences run; during step-by-step decoding it is the index, in each
+    item's sequence, of the token that is being computed (int64 [b]).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.positions: Tensor | None = None
+        self._points: dict[tuple[str, str], _Point] = {}
+
+    @property
+    def n_hooked(self) -> int:
+        """Number of modules that carry a hook of ours (0 outside `reading` and `editing`)."""
+        return len(self._points)
+
+    @contextlib.contextmanager
+    def editing(self, site: Site, fn: Edit, *, tokens: Tokens = None) -> Iterator[None]:
+        """Replace a site's tensor by `fn(tensor)` in every forward pass inside the `with` block."""
+        entry = (site, _masked(fn, tokens, site=site, hooks=self))
+        point = self._open(site)
+        point.edits.append(entry)
+        try:
+            yield
+        finally:
+            point.edits[:] = [other for other in point.edits if other is not entry]
+            self._close(site)
+
+    @contextlib.contextmanager
+    def reading(self, sites: Sequence[Site]) -> Iterator[dict[str, list[Tensor]]]:
+        """Collect copies of the sites' tensors: {site name: one [b, t, d] tensor per call of its module}."""
+        calls: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+        entries = []
+        try:
+            for site in sites:
+                # A copy, because a later in-place operation (ReLU of a CNN) would change what we hold.
+                entry = (site, lambda x, name=site.name: calls[name].append(x.detach().clone()))
+                point = self._open(site)
+                point.readers.append(entry)
+                entries.append((site, point, entry))
+            yield calls
+        finally:
+            for site, point, entry in entries:
+                point.readers[:] = [other for other in point.readers if other is not entry]
+                self._close(site)
+
+    @contextlib.contextmanager
+    def must_fire(self, paths: Sequence[str], *, why: str) -> Iterator[None]:
+        """Raise `HookNotFiredError` when the block ends well but one of these modules was never called."""
+        fired: set[str] = set()
+        handles = [
+            self.module.get_submodule(path).register_forward_hook(lambda *_, path=path: fired.add(path))
+            for path in paths
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        if missing := [path for path in paths if path not in fired]:
+            raise HookNotFiredError(
+                f"the forward pass never called {', '.join(repr(p) for p in missing)}: {why}. "
+                "Check that this version of transformers runs the model as its authors meant it."
+            )
+
+    def _open(self, site: Site) -> _Point:
+        key = (site.module_path, site.side)
+        if key not in self._points:
+            point = self._points[key] = _Point()
+            module = self.module.get_submodule(site.module_path)
+            if site.side == "output":
+                point.handle = module.register_forward_hook(
+                    lambda _module, _args, output: _serve(point, output), prepend=True
+                )
+            else:
+                point.handle = module.register_forward_pre_hook(
+                    lambda _module, args: _serve(point, args), prepend=True
+                )
+        return self._points[key]
+
+    def _close(self, site: Site) -> None:
+        key = (site.module_path, site.side)
+        point = self._points[key]
+        if not point.edits and not point.readers:
+            point.handle.remove()
+            del self._points[key]
+
+
+def _serve(point: _Point, value: Any) -> Any:
+    """Run edits and readers on a module's output (or inputs); None means "unchanged" to torch."""
+    is_tuple = isinstance(value, (tuple, list))
+    tensor = value[0] if is_tuple else value
+    if not isinstance(tensor, Tensor):
+        names = ", ".join(sorted({site.name for site, _ in [*point.edits, *point.readers]}))
+        raise InputError(
+            f"site {names}: the module returns {type(tensor).__name__}, not a tensor. Name a module inside it."
+        )
+    before = tensor
+    for site, edit in point.edits:
+        tensor = _write(tensor, edit(_read(tensor, site)), site)
+    for site, read in point.readers:
+        read(_read(tensor, site))
+    if tensor is before:
+        return None
+    return type(value)([tensor, *value[1:]]) if is_tuple else tensor
+
+
+def _read(tensor: Tensor, site: Site) -> Tensor:
+    """Return the [b, t, d] view of a site in its module's tensor."""
+    if tensor.ndim == 4:
+        if site.axes == "bdhw":
+            tensor = tensor.permute(0, 2, 3, 1)
+        elif site.axes != "bhwd":
+            b, x, y, z = tensor.shape
+            raise InputError(
+                f"site '{site.name}' gives a 4-D map {tuple(tensor.shape)}. It could be {y} x {z} places of width "
+                f"{x} (channels first) or {x} x {y} places of width {z} (channels last). Declare it: "
+                "layout=vlascope.Grid(rows, cols, channels_first=True or False)."
+            )
+        tensor = tensor.flatten(1, 2)
+    elif tensor.ndim != 3 or site.axes != "btd":
+        raise InputError(
+            f"site '{site.name}' gives a tensor of shape {tuple(tensor.shape)}; need [batch, tokens, width]"
+            f"{' or the declared 4-D map' if site.axes != 'btd' else ''}. Name a module that keeps the tokens."
+        )
+    return tensor if site.channels is None else tensor[..., slice(*site.channels)]
+
+
+def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
+    """Put an edited [b, t, d] view back; returns `tensor` itself when nothing was changed."""
+    old = _read(tensor, site)
+    if new.shape != old.shape:
+        raise InputError(
+            f"the edit of site '{site.name}' returned shape {tuple(new.shape)}; need {tuple(old.shape)}."
+        )
+    if new.data_ptr() == old.data_ptr() and new.stride() == old.stride():
+        return tensor  # the edit returned its input (or changed it in place)
+    new = new.to(tensor.dtype)
+    if site.channels is not None:
+        whole = _read(tensor, _whole(site)).clone()
+        whole[..., slice(*site.channels)] = new
+        new = whole
+    if site.axes == "bdhw":
+        return new.unflatten(1, tensor.shape[2:]).permute(0, 3, 1, 2).contiguous()
+    if site.axes == "bhwd":
+        return new.unflatten(1, tensor.shape[1:3])
+    return new
+
+
+def _whole(site: Site) -> Site:
+    return Site(name=site.name, module_path=site.module_path, layout=site.layout, axes=site.axes)
+
+
+def _masked(fn: Edit, tokens: Tokens, *, site: Site, hooks: Hooks) -> Edit:
+    """Return an edit that changes only `tokens`, counted from the start of the sequence."""
+    if tokens is None:
+        return fn
+    chosen = torch.as_tensor(np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens))
+    if chosen.dtype == torch.bool:
+        if chosen.ndim != 1:
+            raise InputError(
+                f"the token mask for site '{site.name}' must be one-dimensional; got {chosen.shape}."
+            )
+        chosen = chosen.nonzero()[:, 0]
+    if chosen.dtype.is_floating_point or chosen.ndim != 1 or (chosen < 0).any():
+        raise InputError(
+            f"tokens for site '{site.name}' must be a bool mask or row numbers >= 0, one-dimensional."
+        )
+
+    def edit(x: Tensor) -> Tensor:
+        if not len(chosen):
+            return x
+        start = hooks.positions
+        if start is None and int(chosen.max()) >= x.shape[1]:
+            raise InputError(
+                f"token {int(chosen.max())} of site '{site.name}' does not exist; it has {x.shape[1]} tokens."
+            )
+        here = torch.arange(x.shape[1], device=x.device)[None]
+        here = here if start is None else here + start.to(x.device)[:, None]
+        mask = torch.isin(here, chosen.to(x.device))
+        if not mask.any():
+            return x
+        # On a copy, so that an edit which works in place cannot touch the other tokens.
+        return torch.where(mask[..., None], fn(x.clone()).to(x.dtype), x)
+
+    return edit

@@ -1,0 +1,130 @@
+"""Sites: named places in a model where one vector per token can be read and edited; and how to pick them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..errors import SiteNotFoundError, nearest_text
+
+TENSORS = ("out", "q", "k", "v", "attn", "mlp")
+"""What a site reads: residual stream after the block, queries, keys, values, attention output, MLP output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A place in a model.
+
+    Attributes:
+        name: "vision.3", "vision.3.q", "projector", "language.7" or "module:PATH".
+        module_path: Dotted path of the module whose output (or input) is read.
+        layout: Name of the token layout of its rows, a key of `Batch.layouts`.
+        tensor: One of `TENSORS`.
+        width: Size of each token's vector; 0 when only a forward pass can tell.
+        channels: Part of the last axis that belongs to this site, for fused projections; None for all of it.
+        side: Whether the module's "output" or its first "input" is read.
+        axes: "btd" for tokens, "bdhw" or "bhwd" for feature maps.
+    """
+
+    name: str
+    module_path: str
+    layout: str
+    tensor: str = "out"
+    width: int = 0
+    channels: tuple[int, int] | None = None
+    side: str = "output"
+    axes: str = "btd"
+
+
+def resolve(
+    patterns: str | Sequence[str],
+    *,
+    sites: Sequence[Site],
+    model_name: str,
+    native: Callable[[str], Site] | None = None,
+) -> tuple[Site, ...]:
+    """Return the sites that match any of `patterns`, in the model's order, each once.
+
+    Args:
+        patterns: A name; several joined by commas; or a sequence. Each may be exact ("language.7.v"), count
+            from the end ("vision.-1"), be a range ("vision.0:6:2"), use wildcards within one part of the name
+            ("vision.*" is every block's residual stream, "vision.*.q" every block's queries), be "*" (all
+            residual streams and the projector), "**" (everything) or "module:PATH".
+        sites: The sites to choose from.
+        model_name: For the error message.
+        native: Makes the site of "module:PATH"; None where paths cannot be named.
+
+    Raises:
+        SiteNotFoundError: a pattern matches nothing.
+    """
+    if isinstance(patterns, str):
+        patterns = [part.strip() for part in patterns.split(",") if part.strip()]
+    if not patterns:
+        raise SiteNotFoundError(f"no site was named; name at least one site of model '{model_name}'.")
+    chosen: set[str] = set()
+    extra: dict[str, Site] = {}
+    for pattern in patterns:
+        if pattern.startswith("module:") and native is not None:
+            extra[pattern] = native(pattern.removeprefix("module:"))
+            continue
+        found = _match(pattern, sites)
+        if not found:
+            raise SiteNotFoundError(_not_found(pattern, sites, model_name))
+        chosen.update(found)
+    return tuple(site for site in sites if site.name in chosen) + tuple(extra.values())
+
+
+def _match(pattern: str, sites: Sequence[Site]) -> list[str]:
+    names = [site.name for site in sites]
+    if pattern in names:  # also names that hold dots and brackets of their own, as `wrap` makes them
+        return [pattern]
+    if pattern in ("*", "**"):
+        return [s.name for s in sites if pattern == "**" or s.tensor == "out"]
+    parts = pattern.split(".")
+    counts = _block_counts(sites)
+    wanted = [_allowed(part, counts.get(".".join(parts[:i]))) for i, part in enumerate(parts)]
+    matched = []
+    for name in names:
+        pieces = name.split(".")
+        if len(pieces) == len(parts) and all(ok(piece) for ok, piece in zip(wanted, pieces, strict=True)):
+            matched.append(name)
+    return matched
+
+
+def _allowed(part: str, n_blocks: int | None) -> Callable[[str], bool]:
+    """Return the test for one dotted part of a name; numbers are read against the number of blocks."""
+    if n_blocks is not None and re.fullmatch(r"-\d+", part):
+        index = int(part) + n_blocks
+        return lambda piece: piece == str(index)
+    if n_blocks is not None and re.fullmatch(r"(-?\d*):(-?\d*)(:(-?\d+))?", part):
+        bounds = [int(number) if number else None for number in part.split(":")]
+        chosen = {str(i) for i in range(*slice(*bounds).indices(n_blocks))} if 0 not in bounds[2:] else set()
+        return lambda piece: piece in chosen
+    return lambda piece: fnmatch.fnmatchcase(piece, part)
+
+
+def _block_counts(sites: Sequence[Site]) -> dict[str, int]:
+    """Return for each prefix such as "vision" how many numbered blocks it has."""
+    counts: dict[str, int] = {}
+    for site in sites:
+        pieces = site.name.split(".")
+        for i, piece in enumerate(pieces):
+            if piece.isdigit():
+                prefix = ".".join(pieces[:i])
+                counts[prefix] = max(counts.get(prefix, 0), int(piece) + 1)
+    return counts
+
+
+def _not_found(pattern: str, sites: Sequence[Site], model_name: str) -> str:
+    ranges = "; ".join(
+        f"{prefix or 'blocks'} runs 0..{n - 1}"
+        for prefix, n in _block_counts(sites).items()
+        if "." not in prefix
+    )
+    return (
+        f"model '{model_name}' has no site '{pattern}'{f'; {ranges}' if ranges else ''}."
+        f"{nearest_text(pattern, [site.name for site in sites])} "
+        f"List all with `vlascope sites {model_name}`."
+    )

@@ -1,0 +1,147 @@
+"""Finding the parts of a model: by lists of candidate paths, so that renamed modules keep working."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from ..errors import ModelNotFoundError
+from .sites import Site
+
+LEAVES: Mapping[str, tuple[str, ...]] = {
+    "q": (
+        "self_attn.q_proj",
+        "attention.q_proj",
+        "attention.attention.query",
+        "attn.q_proj",
+        "attention.query",
+    ),
+    "k": ("self_attn.k_proj", "attention.k_proj", "attention.attention.key", "attn.k_proj", "attention.key"),
+    "v": (
+        "self_attn.v_proj",
+        "attention.v_proj",
+        "attention.attention.value",
+        "attn.v_proj",
+        "attention.value",
+    ),
+    "attn": (
+        "self_attn.out_proj",
+        "self_attn.o_proj",
+        "attention.o_proj",
+        "attention.output.dense",
+        "attn.proj",
+        "attn.out_proj",
+        "attn.c_proj",
+        "attention.proj",
+    ),
+    "mlp": ("mlp", "feed_forward", "ffn"),
+}
+"""Paths inside a block, per tensor. Leaves are hooked because some models never call the parents."""
+
+FUSED_QKV = ("attn.qkv", "self_attn.qkv", "self_attn.qkv_proj", "attention.qkv", "attn.c_attn")
+
+
+def has(module: nn.Module, path: str) -> bool:
+    """Return whether `module` has a sub-module at the dotted `path`."""
+    for part in path.split("."):
+        if not isinstance(module, nn.Module) or not hasattr(module, part):
+            return False
+        module = getattr(module, part)
+    return isinstance(module, nn.Module)
+
+
+def first_path(module: nn.Module, candidates: Sequence[str], *, needed_for: str) -> str:
+    """Return the first of `candidates` that exists in `module`.
+
+    Raises:
+        ModelNotFoundError: none does; the message lists what was looked for.
+    """
+    for path in candidates:
+        if has(module, path):
+            return path
+    raise ModelNotFoundError(
+        f"{type(module).__name__} has no {needed_for}: none of {', '.join(candidates)} is there. Its parts are "
+        f"{', '.join(name for name, _ in module.named_children())}. Use vlascope.wrap(module, sites=..., "
+        "layout=...) to name its sites yourself."
+    )
+
+
+def block_sites(
+    module: nn.Module,
+    *,
+    blocks: str,
+    name: str,
+    layout: str,
+    width: int,
+    leaves: Mapping[str, tuple[str, ...]] = LEAVES,
+    head_widths: tuple[int, int, int] | None = None,
+) -> list[Site]:
+    """Return the sites of a stack of blocks: the residual stream after each and whichever leaves exist.
+
+    Args:
+        module: The model.
+        blocks: Path of the list of blocks.
+        name: First part of the sites' names, such as "vision".
+        layout: Name of the token layout.
+        width: Width of the residual stream.
+        leaves: Candidate paths inside a block per tensor.
+        head_widths: Widths of q, k, v in a fused projection; None when they are equal.
+    """
+    sites = []
+    for index, block in enumerate(_children(module, blocks)):
+        base, path = f"{name}.{index}", f"{blocks}.{index}"
+        sites.append(Site(name=base, module_path=path, layout=layout, width=width))
+        fused = next((leaf for leaf in FUSED_QKV if has(block, leaf)), None)
+        for tensor, candidates in leaves.items():
+            leaf = next((leaf for leaf in candidates if has(block, leaf)), None)
+            channels = None
+            if leaf is None and tensor in "qkv" and fused is not None:
+                leaf = fused
+                channels = split_qkv(module_width(block.get_submodule(fused)), tensor, widths=head_widths)
+            if leaf is None:
+                continue
+            leaf_width = module_width(block.get_submodule(leaf)) or width
+            sites.append(
+                Site(
+                    name=f"{base}.{tensor}",
+                    module_path=f"{path}.{leaf}",
+                    layout=layout,
+                    tensor=tensor,
+                    width=channels[1] - channels[0] if channels else leaf_width,
+                    channels=channels,
+                )
+            )
+    return sites
+
+
+def split_qkv(width: int, tensor: str, *, widths: tuple[int, int, int] | None = None) -> tuple[int, int]:
+    """Return the channels (first, past the last) of "q", "k" or "v" in a fused projection of that width.
+
+    `widths` are those of q, k and v where keys and values are narrower (grouped heads).
+    """
+    q, k, v = widths or (width // 3,) * 3
+    if q + k + v != width:
+        raise ModelNotFoundError(
+            f"a fused projection of width {width} cannot be split into q, k, v of widths {q}, {k}, {v}."
+        )
+    return {"q": (0, q), "k": (q, q + k), "v": (q + k, width)}[tensor]
+
+
+def module_width(module: nn.Module) -> int:
+    """Return the width of a module's output where its parameters tell, else 0."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return module.out_channels
+    if isinstance(module, nn.LayerNorm):
+        return int(module.normalized_shape[-1])
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim
+    if type(module).__name__ == "Conv1D":  # GPT-2's linear layer
+        return int(module.nf)  # type: ignore[arg-type]
+    return 0
+
+
+def _children(module: nn.Module, path: str) -> list[nn.Module]:
+    return list(module.get_submodule(path).children())
