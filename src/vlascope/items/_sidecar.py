@@ -2,7 +2,7 @@
 
 Layout, all of it optional to other tools:
 
-    vlascope/sidecar.json                     schema version
+    vlascope/sidecar.json                     schema version, camera of the masks
     vlascope/episodes.parquet                 one row per episode: label/<name>, event/<name>, mask_names (JSON)
     vlascope/frames/episode_000000.parquet    one row per frame: frame_index, label/<name>, pose/<name> (list)
     vlascope/masks/episode_000000.npz         "segmentation": integers [n_frames, h, w], exact
@@ -43,7 +43,6 @@ class SidecarWriter:
         self.folder = root / FOLDER
         self._rows: list[dict[str, Any]] = []
         self.folder.mkdir(parents=True)
-        write_json(self.folder / "sidecar.json", {"schema_version": SCHEMA_VERSION})
 
     def add(
         self,
@@ -83,8 +82,8 @@ class SidecarWriter:
             path.parent.mkdir(exist_ok=True)
             np.savez_compressed(path, segmentation=masks)
 
-    def close(self) -> None:
-        """Write the table of episodes."""
+    def close(self, *, mask_camera: str) -> None:
+        """Write the table of episodes; `mask_camera` is the one whose pixels the masks are in."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -98,6 +97,9 @@ class SidecarWriter:
                     f"'{name}' has values of different types over the episodes ({error}); use one type per name."
                 ) from error
         pq.write_table(pa.table(columns), self.folder / "episodes.parquet")
+        write_json(
+            self.folder / "sidecar.json", {"schema_version": SCHEMA_VERSION, "mask_camera": mask_camera}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +116,14 @@ class Sidecar:
 
     def __init__(self, root: Path) -> None:
         self.folder = root / FOLDER
-        version = read_json(self.folder / "sidecar.json").get("schema_version")
+        about = read_json(self.folder / "sidecar.json")
+        version = about.get("schema_version")
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise ItemError(
                 f"'{self.folder}' has sidecar schema {version!r}; this vlascope reads up to {SCHEMA_VERSION}. "
                 "Update vlascope."
             )
+        self.mask_camera: str | None = about.get("mask_camera")
         self.episodes = self._read_episodes()
 
     @staticmethod
@@ -129,7 +133,7 @@ class Sidecar:
 
     def _read_episodes(self) -> dict[int, SidecarEpisode]:
         episodes: dict[int, SidecarEpisode] = {}
-        for row in _read_parquet(self.folder / "episodes.parquet").to_pylist():
+        for row in read_parquet(self.folder / "episodes.parquet").to_pylist():
             names = json.loads(row.get("mask_names") or "{}")
             episodes[row["episode_index"]] = SidecarEpisode(
                 labels={k[6:]: v for k, v in row.items() if k.startswith("label/") and v is not None},
@@ -143,7 +147,7 @@ class Sidecar:
         path = self.folder / "frames" / f"episode_{episode:06d}.parquet"
         if not path.is_file():
             return {}, {}
-        table = _read_parquet(path)
+        table = read_parquet(path)
         labels = {n[6:]: table[n].to_pylist() for n in table.column_names if n.startswith("label/")}
         poses = {
             n[5:]: np.array(table[n].to_pylist(), np.float32).reshape(table.num_rows, -1)
@@ -166,11 +170,12 @@ class Sidecar:
             ) from error
 
 
-def _read_parquet(path: Path) -> Any:
+def read_parquet(path: Path, *, columns: list[str] | None = None) -> Any:
+    """Return a Parquet file as a pyarrow table. Raises `ItemError` when it is missing or damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise ItemError(f"'{path}' cannot be read ({error}); copy the dataset again.") from error

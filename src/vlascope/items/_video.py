@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ItemError, ItemNotFoundError
 from ..files import storage_errors
+from ._lru import Lru
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv", ".ts")
 """File name endings that are taken for video files, lower case."""
@@ -37,15 +36,15 @@ class VideoReader:
 
     def __init__(self, path: Path | str, *, keep: int = 8) -> None:
         import av
+        from av.error import FFmpegError
 
         self.path = Path(path)
-        self._keep = keep
-        self._kept: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._kept: Lru[int, NDArray[np.uint8]] = Lru(keep)
         if not self.path.is_file():
             raise ItemNotFoundError(f"there is no video file '{self.path}'; check the path.")
         try:
             self._container = av.open(str(self.path))
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             raise ItemError(
                 f"'{self.path}' cannot be opened as a video ({error}); is it complete?"
             ) from error
@@ -62,7 +61,7 @@ class VideoReader:
         self._next = -1  # number of the frame that the decoder gives next; -1: it must seek first
 
     def _index_packets(self) -> None:
-        import av
+        from av.error import FFmpegError
 
         pts: list[int] = []
         key_pts: list[int] = []
@@ -74,7 +73,7 @@ class VideoReader:
                 pts.append(stamp)
                 if packet.is_keyframe:
                     key_pts.append(stamp)
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             raise ItemError(f"'{self.path}' is damaged: {error}. Copy or encode it again.") from error
         if not pts:
             raise ItemError(f"'{self.path}' holds no video frame; need at least one.")
@@ -105,9 +104,9 @@ class VideoReader:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"'{self.path}' has frames 0..{len(self) - 1}; there is no frame {number}.")
-        if number in self._kept:
-            self._kept.move_to_end(number)
-            return self._kept[number]
+        return self._kept.get(number, lambda: self._read(number))
+
+    def _read(self, number: int) -> NDArray[np.uint8]:
         key = self._keys[max(bisect_right(self._keys, number) - 1, 0)]
         image = self._decode_until(number) if key <= self._next <= number else None
         if image is None:
@@ -124,17 +123,15 @@ class VideoReader:
                 "lists it but does not hold it. Copy or encode it again."
             )
         image.setflags(write=False)
-        self._kept[number] = image
-        while len(self._kept) > self._keep:
-            self._kept.popitem(last=False)
         return image
 
     def _seek(self, key: int) -> None:
         import av
+        from av.error import FFmpegError
 
         try:
             self._container.seek(self._pts[key], stream=self._stream, backward=True, any_frame=False)
-        except av.FFmpegError:
+        except FFmpegError:
             # Some containers (raw streams, few AVI files) cannot seek: start over and decode from the beginning.
             self._container.close()
             self._container = av.open(str(self.path))
@@ -145,7 +142,7 @@ class VideoReader:
 
     def _decode_until(self, number: int) -> NDArray[np.uint8] | None:
         """Decode on to frame `number`; None when the decoder has passed it or come to the end."""
-        import av
+        from av.error import FFmpegError
 
         wanted = self._pts[number]
         self._next, frames = -1, self._frames
@@ -159,7 +156,7 @@ class VideoReader:
                 image = frame.to_ndarray(format="rgb24")
                 self._next = number + 1
                 return np.ascontiguousarray(np.rot90(image, (getattr(frame, "rotation", 0) // 90) % 4))
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             raise ItemError(f"'{self.path}', frame {number}, cannot be decoded: {error}.") from error
         return None
 
@@ -180,31 +177,9 @@ class VideoReader:
         self._container.close()
 
 
-class ReaderPool:
-    """A few open video readers, the least recently used closed first. Copies and pickles start empty."""
-
-    def __init__(
-        self, *, max_open: int = 4, open_reader: Callable[[Path], VideoReader] = VideoReader
-    ) -> None:
-        self.max_open, self._open_reader = max_open, open_reader
-        self._readers: OrderedDict[Path, VideoReader] = OrderedDict()
-
-    def get(self, path: Path) -> VideoReader:
-        """Return the open reader of `path`."""
-        if path not in self._readers:
-            self._readers[path] = self._open_reader(path)
-            while len(self._readers) > self.max_open:
-                self._readers.popitem(last=False)[1].close()
-        self._readers.move_to_end(path)
-        return self._readers[path]
-
-    def close(self) -> None:
-        """Close every open reader."""
-        while self._readers:
-            self._readers.popitem()[1].close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (ReaderPool, ())
+def reader_pool(max_open: int = 4) -> Lru[Path, VideoReader]:
+    """Return a cache of open readers by path; the one used longest ago is closed first."""
+    return Lru(max_open, drop=VideoReader.close)
 
 
 class VideoWriter:
@@ -231,7 +206,7 @@ class VideoWriter:
         self._stream: Any = None
         self.pix_fmt = ""
 
-    def _open(self, height: int, width: int) -> None:
+    def _open(self, height: int, width: int) -> Any:
         import av
 
         with storage_errors(self.path):
@@ -243,21 +218,21 @@ class VideoWriter:
         self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, self.pix_fmt
         self._stream.codec_context.time_base = 1 / self._fps
+        return self._container
 
     def write(self, image: NDArray[np.uint8], *, key: bool = False) -> None:
         """Append one frame, uint8 [h, w, 3], RGB; `key` makes it a key frame."""
         import av
         from av.video.frame import PictureType
 
-        if self._container is None:
-            self._open(*image.shape[:2])
+        container: Any = self._container or self._open(*image.shape[:2])
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         frame.pts, frame.time_base = self.n_frames, 1 / self._fps
         if key:
             frame.pict_type = PictureType.I
         with storage_errors(self.path):
             for packet in self._stream.encode(frame):
-                self._container.mux(packet)
+                container.mux(packet)
         self.n_frames += 1
 
     def size_bytes(self) -> int:
@@ -268,7 +243,8 @@ class VideoWriter:
         """Write what the encoder still holds and close the file."""
         if self._container is None:
             return
-        container, self._container = self._container, None
+        container: Any = self._container
+        self._container = None
         try:
             with storage_errors(self.path):
                 for packet in self._stream.encode():

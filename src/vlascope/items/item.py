@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..files import content_hash
 
 Scalar = str | int | float | bool | None
 
@@ -131,4 +132,4 @@ class Subset(ItemSource):
         return self.parent.read(self.indices[index])
 
     def fingerprint(self) -> str:
-        return f"{self.parent.fingerprint()}[{','.join(map(str, self.indices))}]"
+        return content_hash([self.parent.fingerprint(), list(self.indices)])

@@ -331,7 +331,7 @@ class _DatasetWriter:
         write_json(self.root / "meta/stats.json", {name: s.result() for name, s in self.stats.items()})
         write_json(self.root / "meta/info.json", self._info())
         if self.sidecar is not None:
-            self.sidecar.close()
+            self.sidecar.close(mask_camera=next(iter(self.sizes)))
 
     def _write_tasks(self) -> None:
         import pyarrow as pa

@@ -1,0 +1,98 @@
+"""What all sources of episodes share: times of frames, choosing every n-th, and changes item by item."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..files import content_hash
+from .item import Item, ItemSource
+
+
+class FrameSource(ItemSource):
+    """Frames of one or more episodes (or videos), one episode after the other."""
+
+    @abstractmethod
+    def episode_times(self) -> list[NDArray[np.float64]]:
+        """Return the time of every frame since the start of its episode, seconds, one array per episode."""
+
+    @property
+    def episode_lengths(self) -> list[int]:
+        """Number of frames of each episode."""
+        return [len(times) for times in self.episode_times()]
+
+
+def select_frames(
+    source: ItemSource, *, stride: int = 1, fps: float | None = None, limit: int | None = None
+) -> ItemSource:
+    """Return every `stride`-th frame of each episode, at most `fps` per second, the first `limit` of those.
+
+    Args:
+        source: Any source; for stand-alone images `stride` counts images.
+        stride: 1 takes every frame.
+        fps: Take the frames nearest to 0, 1/fps, 2/fps, ... seconds of each episode; no frame twice.
+        limit: Number of items at most, counted after the other two.
+
+    Raises:
+        InputError: stride or limit below 1, fps not above 0, or fps for stand-alone images.
+    """
+    if stride < 1 or (limit is not None and limit < 1) or (fps is not None and not fps > 0):
+        raise InputError(
+            f"got stride={stride}, fps={fps}, limit={limit}; need stride >= 1, fps > 0 and limit >= 1."
+        )
+    if fps is not None and not isinstance(source, FrameSource):
+        raise InputError(
+            f"'{source.name}' has no time stamps, so fps={fps} means nothing there; leave it out."
+        )
+    if stride == 1 and fps is None and (limit is None or limit >= len(source)):
+        return source
+    chosen: list[NDArray[np.int64]] = []
+    if isinstance(source, FrameSource):
+        start = 0
+        for times in source.episode_times():
+            places = np.arange(len(times)) if fps is None else _nearest_to_grid(times, fps)
+            chosen.append(start + places[::stride])
+            start += len(times)
+    else:
+        chosen.append(np.arange(0, len(source), stride))
+    part = source.subset(np.concatenate(chosen)[:limit].tolist())
+    if source.fps is not None:
+        part.fps = min(fps or source.fps, source.fps) / stride
+    return part
+
+
+def _nearest_to_grid(times: NDArray[np.float64], fps: float) -> NDArray[np.int64]:
+    last = times[-1]
+    grid = np.arange(int(np.floor(last * fps + 1e-6)) + 1) / fps
+    right = np.searchsorted(times, grid).clip(1, max(len(times) - 1, 1)) if len(times) > 1 else None
+    if right is None:
+        return np.zeros(1, np.int64)
+    left_is_nearer = grid - times[right - 1] <= times[right] - grid
+    return np.unique(np.where(left_is_nearer, right - 1, right)).astype(np.int64)
+
+
+class MappedSource(ItemSource):
+    """Another source with every item changed by a function, when it is asked for.
+
+    Args:
+        parent: The source.
+        change: Item -> Item; keeps the item id.
+        tag: Says what the change is; part of the fingerprint, so give its parameters too.
+    """
+
+    def __init__(self, parent: ItemSource, change: Callable[[Item], Item], *, tag: str) -> None:
+        self.parent, self.change, self.tag = parent, change, tag
+        self.name, self.fps = parent.name, parent.fps
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def read(self, index: int) -> Item:
+        return self.change(self.parent.read(index))
+
+    def fingerprint(self) -> str:
+        return content_hash([self.parent.fingerprint(), self.tag])

@@ -1,0 +1,275 @@
+"""Images as items: a folder, a list of files, arrays and PIL images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, ItemError, ItemNotFoundError
+from ..files import content_hash
+from .item import Item, ItemSource
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
+"""File name endings that are taken for images, lower case."""
+
+
+def read_image(file: Path | str | IO[bytes], *, name: str | None = None) -> NDArray[np.uint8]:
+    """Return an image file as uint8 [h, w, 3], RGB, turned upright as its EXIF data says.
+
+    Transparent pixels are laid over white; 16-bit grey is scaled from 0..65535 and float from 0..1 to 0..255;
+    of an animation the first frame is taken.
+
+    Args:
+        file: Path or open binary file.
+        name: What to call it in errors; its path by default.
+
+    Raises:
+        ItemNotFoundError: no such file.
+        ItemError: not an image, or a damaged one.
+    """
+    from PIL import Image
+
+    name = name or str(file)
+    try:
+        with Image.open(file) as image:
+            return rgb_from_pil(image, name=name)
+    except FileNotFoundError as error:
+        raise ItemNotFoundError(f"there is no image '{name}'; check the path.") from error
+    except IsADirectoryError as error:
+        raise ItemError(f"'{name}' is a folder; need an image file.") from error
+    except Image.UnidentifiedImageError as error:
+        raise ItemError(
+            f"'{name}' is not an image that can be read; remove it, or save it as PNG or JPEG."
+        ) from error
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ItemError(
+            f"'{name}' is damaged or incomplete ({error}); copy it again or remove it."
+        ) from error
+
+
+def rgb_from_pil(image: PILImage, *, name: str = "image") -> NDArray[np.uint8]:
+    """Return a PIL image of any mode as uint8 [h, w, 3], RGB; see `read_image` for how."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _rgb_from_deep(np.asarray(image), mode=image.mode, name=name)
+    return np.array(image.convert("RGB"))
+
+
+def _rgb_from_deep(values: NDArray[Any], *, mode: str, name: str) -> NDArray[np.uint8]:
+    """Return grey of more than 8 bits as uint8 [h, w, 3]; PIL's own conversion would clip it to white."""
+    top = 1.0 if mode == "F" else 65535.0
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
+        raise ItemError(
+            f"'{name}' has values from {values.min()} to {values.max()}; a grey image of this kind needs "
+            f"0..{top:g}. Is it a depth map? Convert it to an 8-bit image first."
+        )
+    grey = np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def rgb_from_array(array: NDArray[Any], *, name: str) -> NDArray[np.uint8]:
+    """Return a uint8 array [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] as uint8 [h, w, 3]; never a guess.
+
+    Raises:
+        InputError: another type or shape (floats, channels first, a batch).
+    """
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
+        raise InputError(
+            f"{name}: got an array of shape {array.shape} and type {array.dtype}; need uint8 "
+            "[height, width, 3] (RGB, 0..255)."
+        )
+    if array.ndim == 2 or array.shape[2] == 1:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    if array.shape[2] == 3:
+        return array
+    if array.shape[2] == 4:
+        from PIL import Image
+
+        return rgb_from_pil(Image.fromarray(array), name=name)
+    hint = (
+        " It looks like channels first: pass array.transpose(1, 2, 0)." if array.shape[0] in (1, 3, 4) else ""
+    )
+    raise InputError(f"{name}: got an array of shape {array.shape}; need [height, width, 3].{hint}")
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that puts 'img2' before 'img10'."""
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text.lower()) if p]
+
+
+def file_facts(path: Path) -> list[Any]:
+    """Return name, size and time of a file: what a fingerprint is made of."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise ItemNotFoundError(f"there is no file '{path}' any more ({error}).") from error
+    return [path.name, stat.st_size, stat.st_mtime_ns]
+
+
+def find_files(folder: Path, suffixes: Sequence[str]) -> tuple[list[Path], Counter[str]]:
+    """Return the files below `folder` with those endings in natural order, and a count of all endings.
+
+    Hidden files and folders are passed over.
+    """
+    found: list[str] = []
+    endings: Counter[str] = Counter()
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if name.startswith("."):
+                continue
+            ending = os.path.splitext(name)[1].lower()
+            endings[ending or "(no ending)"] += 1
+            if ending in suffixes:
+                found.append(os.path.relpath(os.path.join(root, name), folder))
+    return [folder / name for name in sorted(found, key=lambda n: (natural_key(n), n))], endings
+
+
+class ImageList(ItemSource):
+    """Images given one by one: paths, uint8 arrays [h, w, 3], PIL images or items, also mixed.
+
+    Item ids are file names (with as much of the path as makes them unique), or "image-000007" for the array
+    or PIL image at place 7.
+
+    Args:
+        images: At least one; files are opened when asked for.
+        prompt: Prompt for all that bring none.
+        name: Name of the collection.
+
+    Raises:
+        ItemError: empty.
+        ItemNotFoundError: a path does not exist.
+        InputError: an entry of another type, or two items of one id.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path | str | NDArray[np.uint8] | PILImage | Item],
+        *,
+        prompt: str | None = None,
+        name: str = "images",
+    ) -> None:
+        if len(images) == 0:
+            raise ItemError("got an empty list of images; need at least one.")
+        self.name, self.prompt = name, prompt
+        self.images = [_checked(image, place) for place, image in enumerate(images)]
+        paths = [image for image in self.images if isinstance(image, Path)]
+        id_from_path = _short_names(paths)
+        self.item_ids = [
+            id_from_path[x]
+            if isinstance(x, Path)
+            else x.item_id
+            if isinstance(x, Item)
+            else f"image-{place:06d}"
+            for place, x in enumerate(self.images)
+        ]
+        doubles = [item_id for item_id, count in Counter(self.item_ids).items() if count > 1]
+        if doubles:
+            raise InputError(f"two items are called '{doubles[0]}'; every item needs its own id.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> Item:
+        image, item_id = self.images[index], self.item_ids[index]
+        if isinstance(image, Item):
+            return image if image.prompt is not None else replace(image, prompt=self.prompt)
+        if isinstance(image, Path):
+            rgb, source = read_image(image), str(image)
+        elif isinstance(image, np.ndarray):
+            rgb, source = rgb_from_array(image, name=item_id), None
+        else:
+            rgb, source = rgb_from_pil(image, name=item_id), None
+        return Item(item_id=item_id, images=(rgb,), prompt=self.prompt, source=source)
+
+    def fingerprint(self) -> str:
+        facts: list[Any] = []
+        for image, item_id in zip(self.images, self.item_ids, strict=True):
+            if isinstance(image, Path):
+                facts.append([item_id, *file_facts(image)])
+                continue
+            arrays = image.images if isinstance(image, Item) else [np.asarray(image)]
+            digest = hashlib.sha256()
+            for array in arrays:
+                digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+            prompt = image.prompt if isinstance(image, Item) else None
+            facts.append([item_id, digest.hexdigest(), prompt])
+        return content_hash([facts, self.prompt])
+
+
+class ImageFolder(ImageList):
+    """All images in a folder and the folders below, in natural order of their names.
+
+    Other files are ignored; item ids are paths relative to the folder.
+
+    Raises:
+        ItemNotFoundError: no such folder.
+        ItemError: no image in it.
+    """
+
+    def __init__(self, folder: Path | str, *, prompt: str | None = None) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ItemNotFoundError(f"there is no folder '{folder}'; check the path.")
+        paths, endings = find_files(self.folder, IMAGE_SUFFIXES)
+        if not paths:
+            found = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(5)) or "no file"
+            raise ItemError(
+                f"the folder '{folder}' has no images: it holds {found}. "
+                f"Need at least one of {', '.join(IMAGE_SUFFIXES)}."
+            )
+        super().__init__(paths, prompt=prompt, name=self.folder.resolve().name)
+        self.item_ids = [path.relative_to(self.folder).as_posix() for path in paths]
+
+
+def _checked(image: Any, place: int) -> Path | NDArray[np.uint8] | PILImage | Item:
+    if isinstance(image, str | Path):
+        path = Path(image)
+        if not path.is_file():
+            raise ItemNotFoundError(
+                f"there is no image '{image}' (place {place} of the list); check the path."
+            )
+        return path
+    if isinstance(image, np.ndarray):
+        rgb_from_array(image[:1, :1], name=f"image {place}")  # the type now, the work when asked for
+        return image
+    if isinstance(image, Item):
+        return image
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image
+    raise InputError(
+        f"place {place} of the list is a {type(image).__name__}; need a path, a uint8 array [height, width, 3], "
+        "a PIL image or an Item."
+    )
+
+
+def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return for each path its file name, with parents in front as far as needed to be unique."""
+    names: dict[Path, str] = {}
+    left, depth = list(dict.fromkeys(paths)), 1
+    while left:
+        short = {path: "/".join(path.parts[-depth:]) for path in left}
+        counts = Counter(short.values())
+        done = [path for path in left if counts[short[path]] == 1 or depth >= len(path.parts)]
+        names |= {path: short[path] for path in done}
+        left, depth = [path for path in left if path not in names], depth + 1
+    return names

@@ -1,0 +1,76 @@
+"""Video files as items: one item per frame, one episode per file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ItemError, ItemNotFoundError
+from ..files import content_hash
+from ._video import VideoReader, reader_pool
+from .frames import FrameSource
+from .images import _short_names, file_facts
+from .item import Item
+
+
+class VideoSource(FrameSource):
+    """Frames of one or more video files (H.264, AV1, VP9, ...); each file is an episode.
+
+    Item ids are "<file name>/<frame number>", e.g. "rollout.mp4/000017". Each file is opened once, without
+    decoding, to learn the times of its frames.
+
+    Args:
+        paths: One file or several.
+        prompt: Prompt of every frame.
+
+    Raises:
+        ItemNotFoundError: no such file.
+        ItemError: not a video, or no frame in it.
+    """
+
+    def __init__(self, paths: Path | str | Sequence[Path | str], *, prompt: str | None = None) -> None:
+        files = [paths] if isinstance(paths, str | Path) else list(paths)
+        if not files:
+            raise ItemError("got an empty list of videos; need at least one.")
+        self.paths = [Path(path) for path in files]
+        for path in self.paths:
+            if not path.is_file():
+                raise ItemNotFoundError(f"there is no video file '{path}'; check the path.")
+        self.prompt = prompt
+        self.name = self.paths[0].stem if len(self.paths) == 1 else f"{len(self.paths)} videos"
+        self._names = _short_names(self.paths)
+        self._readers = reader_pool()
+        readers = ((path, self._reader(path)) for path in self.paths)
+        facts = [(reader.times_secs, reader.fps) for _, reader in readers]
+        self._times = [times for times, _ in facts]
+        self.fps = facts[0][1]
+        self._starts = np.cumsum([0, *(len(times) for times in self._times)])
+
+    def _reader(self, path: Path) -> VideoReader:
+        return self._readers.get(path, lambda: VideoReader(path))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def episode_times(self) -> list[NDArray[np.float64]]:
+        return self._times
+
+    def read(self, index: int) -> Item:
+        episode = int(np.searchsorted(self._starts, index, side="right")) - 1
+        step = index - int(self._starts[episode])
+        path = self.paths[episode]
+        return Item(
+            item_id=f"{self._names[path]}/{step:06d}",
+            images=(self._reader(path).read(step),),
+            prompt=self.prompt,
+            episode=episode,
+            step=step,
+            time_secs=float(self._times[episode][step]),
+            source=str(path),
+        )
+
+    def fingerprint(self) -> str:
+        return content_hash([[file_facts(path) for path in self.paths], self.prompt])
