@@ -196,5 +196,5 @@ def make_cut(
         parts=parts,
         params={"n_eig": 5, "affinity": "rbf", "density": 0.05, "seed": 0, "color": "tsne", "k": [5, 10, 25]},
         eigenvalues=np.linspace(1, 0.5, 5).astype(np.float32),
-        health=SimpleNamespace(),
+        health=SimpleNamespace(mode="nystrom", n=len(all_rgb), n_landmarks=1024, sigma=1.3, mean_affinity=0.05, lambda2=0.93, n_components=1, far_share=0.002, notes=("0.2% of the tokens are far from every landmark",)),
     )

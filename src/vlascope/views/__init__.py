@@ -3,5 +3,6 @@
 from .grid import grid, strip
 from .picture import HtmlPiece, Picture, Video
 from .video import video
+from .words import words
 
-__all__ = ["HtmlPiece", "Picture", "Video", "grid", "strip", "video"]
+__all__ = ["HtmlPiece", "Picture", "Video", "grid", "strip", "video", "words"]

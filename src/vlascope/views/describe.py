@@ -56,8 +56,8 @@ def picture_params(cut: CutResult, *, view: str, sites: Sequence[str], **shown: 
 
 def sampled_share(cut: CutResult) -> float | None:
     """Return the share of tokens that the cut sampled as landmarks, 0..1; None where the cut does not say."""
-    share = health_value(cut, "sampled_share")
-    return None if share is None else float(share)
+    n_landmarks, n = health_value(cut, "n_landmarks"), health_value(cut, "n")
+    return None if not n or n_landmarks is None else min(1.0, float(n_landmarks) / float(n))
 
 
 def health_value(cut: CutResult, name: str) -> Any:

@@ -1,0 +1,70 @@
+"""The templates and styles of everything that is HTML; all text that comes from data is escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+@lru_cache(maxsize=1)
+def environment() -> jinja2.Environment:
+    """Return the Jinja environment of this package's templates, with autoescape on and undefined names refused."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("vlascope.views", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a template filled with `values`."""
+    return environment().get_template(template).render(**values)
+
+
+def asset(name: str) -> str:
+    """Return the text of a file beside the templates (a style sheet or a script)."""
+    return (files("vlascope.views") / "templates" / name).read_text(encoding="utf-8")
+
+
+def png_uri(rgb_hw3: NDArray[np.uint8], *, alpha_hw: NDArray[np.bool_] | None = None) -> str:
+    """Return a small image as a data: URI (PNG); False in `alpha_hw` is transparent."""
+    from PIL import Image
+
+    pixels = rgb_hw3
+    if alpha_hw is not None and not alpha_hw.all():
+        pixels = np.dstack([rgb_hw3, np.where(alpha_hw, 255, 0).astype(np.uint8)])
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def jpeg_uri(image_hw3: NDArray[np.uint8], *, max_side: int, quality: int = 88) -> str:
+    """Return a photograph as a data: URI (JPEG), reduced so that no side exceeds `max_side` pixels."""
+    from PIL import Image
+
+    picture = Image.fromarray(image_hw3)
+    scale = max_side / max(picture.size)
+    if scale < 1:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def array_base64(values: NDArray[Any]) -> str:
+    """Return the little-endian bytes of an array as base64."""
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
