@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from ..errors import InputError
 from ..files import read_json
 from ._common import (
+    COMMAND,
     Common,
     Device,
     Flag,
