@@ -191,6 +191,7 @@ def run_sites(run: Run, patterns: str | Sequence[str] | None) -> tuple[str, ...]
     Raises:
         SiteNotFoundError: a pattern matches nothing.
     """
+    from .errors import SiteNotFoundError, nearest_text
     from .models.sites import TENSORS, Site, resolve
 
     known = []
@@ -202,7 +203,14 @@ def run_sites(run: Run, patterns: str | Sequence[str] | None) -> tuple[str, ...]
     if patterns is None:
         residual = tuple(s.name for s in known if s.tensor == "out")
         return residual or tuple(s.name for s in known)
-    return tuple(s.name for s in resolve(patterns, sites=known, model_name=str(run.path)))
+    try:
+        return tuple(s.name for s in resolve(patterns, sites=known, model_name=str(run.path)))
+    except SiteNotFoundError as error:  # which speaks of a model; a run holds what was captured of it
+        wanted = patterns if isinstance(patterns, str) else " ".join(patterns)
+        raise SiteNotFoundError(
+            f"run '{run.path}' holds no site of '{wanted}'.{nearest_text(wanted, run.sites)} "
+            f"It holds: {', '.join(run.sites)}."
+        ) from error
 
 
 def report(

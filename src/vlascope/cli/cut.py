@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from ..errors import SiteNotFoundError, nearest_text
 from ._common import Common, Flag, RunPath, give, say
 from ._main import OK
 
@@ -26,7 +24,7 @@ class Args(Common):
     run: RunPath
     """run directory, as made by `vlascope capture`"""
     site: Annotated[tuple[str, ...], arg(metavar="SITE...", help_behavior_hint="")] = ()
-    """sites to cut together, with one palette (default: all sites of the run)"""
+    """sites to cut together, with one palette (default: after every block)"""
     k: Annotated[tuple[int, ...], arg(metavar="K...")] = (5, 10, 25)
     """numbers of concepts, coarse to fine"""
     n_eig: int = 20
@@ -51,7 +49,7 @@ def run(args: Args) -> int:
     from ..runs import Run
 
     captured = Run.open(args.run)
-    sites = run_sites(captured, args.site) if args.site else tuple(captured.sites)
+    sites = api.run_sites(captured, args.site or None)
     say(args, f"cutting {len(sites)} sites of {captured.n_items} items")
     cut = api.cut(
         captured,
@@ -97,25 +95,6 @@ def draw(args: Common, captured: Run, cut: Cut, *, n_items: int, with_video: boo
             cut.video(episode=episode, site=with_patches[-1]).save(videos / f"episode-{episode:04d}.mp4")
         )
     return paths
-
-
-def run_sites(captured: Run, patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return the run's sites that match any pattern, read as `vlascope capture --sites` reads them."""
-    from ..models.sites import TENSORS, Site, resolve
-
-    known = [
-        Site(name=name, module_path="", layout=site.layout, tensor=tail if tail in TENSORS else "out")
-        for name, site in captured.sites.items()
-        for tail in [name.rsplit(".", 1)[-1]]
-    ]
-    try:
-        return tuple(site.name for site in resolve(patterns, sites=known, model_name=str(captured.path)))
-    except SiteNotFoundError:
-        wanted = " ".join(patterns)
-        raise SiteNotFoundError(
-            f"run '{captured.path}' lacks a site of '{wanted}'.{nearest_text(wanted, captured.sites)} "
-            f"It holds: {', '.join(captured.sites)}."
-        ) from None
 
 
 def spread(n: int, count: int) -> list[int]:
