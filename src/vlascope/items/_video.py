@@ -35,30 +35,34 @@ class VideoReader:
     """
 
     def __init__(self, path: Path | str, *, keep: int = 8) -> None:
-        import av
-        from av.error import FFmpegError
-
         self.path = Path(path)
         self._kept: Lru[int, NDArray[np.uint8]] = Lru(keep)
         if not self.path.is_file():
             raise ItemNotFoundError(f"there is no video file '{self.path}'; check the path.")
+        self._open()
         try:
-            self._container = av.open(str(self.path))
-        except (FFmpegError, OSError) as error:
-            raise ItemError(
-                f"'{self.path}' cannot be opened as a video ({error}); is it complete?"
-            ) from error
-        try:
-            if not self._container.streams.video:
-                raise ItemError(f"'{self.path}' has no video stream; need a file with pictures in it.")
-            self._stream = self._container.streams.video[0]
-            self._stream.thread_type = "AUTO"
             self._index_packets()
         except BaseException:
             self._container.close()
             raise
         self._frames: Any = None
         self._next = -1  # number of the frame that the decoder gives next; -1: it must seek first
+
+    def _open(self) -> None:
+        import av
+        from av.error import FFmpegError
+
+        try:
+            self._container = av.open(str(self.path))
+        except (FFmpegError, OSError) as error:
+            raise ItemError(
+                f"'{self.path}' cannot be opened as a video ({error}); is it complete?"
+            ) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise ItemError(f"'{self.path}' has no video stream; need a file with pictures in it.")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
 
     def _index_packets(self) -> None:
         from av.error import FFmpegError
@@ -110,9 +114,10 @@ class VideoReader:
         key = self._keys[max(bisect_right(self._keys, number) - 1, 0)]
         image = self._decode_until(number) if key <= self._next <= number else None
         if image is None:
-            # A container may land one key frame late (it seeks by decoding time): then start one earlier.
+            # A container may land late (it seeks by decoding time, or roughly): then start one key frame
+            # earlier, at last from the beginning, which is slow for long files of that kind but right.
             earlier = self._keys[max(bisect_right(self._keys, key) - 2, 0)]
-            for start in (key, earlier, 0):
+            for start in (key, earlier, None):
                 self._seek(start)
                 image = self._decode_until(number)
                 if image is not None:
@@ -125,20 +130,20 @@ class VideoReader:
         image.setflags(write=False)
         return image
 
-    def _seek(self, key: int) -> None:
-        import av
+    def _seek(self, key: int | None) -> None:
+        """Make the decoder start at key frame `key`, or open the file again to start at the beginning."""
         from av.error import FFmpegError
 
-        try:
-            self._container.seek(self._pts[key], stream=self._stream, backward=True, any_frame=False)
-        except FFmpegError:
-            # Some containers (raw streams, few AVI files) cannot seek: start over and decode from the beginning.
+        if key is not None:
+            try:
+                self._container.seek(self._pts[key], stream=self._stream, backward=True, any_frame=False)
+            except FFmpegError:  # some containers (raw streams, few AVI files) cannot seek at all
+                key = None
+        if key is None:
             self._container.close()
-            self._container = av.open(str(self.path))
-            self._stream = self._container.streams.video[0]
-            self._stream.thread_type = "AUTO"
+            self._open()
         self._frames = self._container.decode(self._stream)
-        self._next = key
+        self._next = key or 0
 
     def _decode_until(self, number: int) -> NDArray[np.uint8] | None:
         """Decode on to frame `number`; None when the decoder has passed it or come to the end."""
@@ -153,7 +158,7 @@ class VideoReader:
                     continue
                 if stamp > wanted:
                     return None
-                image = frame.to_ndarray(format="rgb24")
+                image = convert(frame, "rgb24").to_ndarray()
                 self._next = number + 1
                 return np.ascontiguousarray(np.rot90(image, (getattr(frame, "rotation", 0) // 90) % 4))
         except FFmpegError as error:
@@ -175,6 +180,17 @@ class VideoReader:
         self._frames = None
         self._kept.clear()
         self._container.close()
+
+
+def convert(frame: Any, pix_fmt: str) -> Any:
+    """Return a PyAV frame in another pixel format, by arithmetic that is the same on every machine.
+
+    FFmpeg's default takes short cuts that depend on the processor and splits the work over all cores.
+    """
+    from av.video.reformatter import Interpolation
+
+    exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+    return frame.reformat(format=pix_fmt, interpolation=exact, threads=1)
 
 
 def reader_pool(max_open: int = 4) -> Lru[Path, VideoReader]:
@@ -226,7 +242,7 @@ class VideoWriter:
         from av.video.frame import PictureType
 
         container: Any = self._container or self._open(*image.shape[:2])
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        frame = convert(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"), self.pix_fmt)
         frame.pts, frame.time_base = self.n_frames, 1 / self._fps
         if key:
             frame.pict_type = PictureType.I
