@@ -1,0 +1,87 @@
+"""Overlap: items are decoded ahead of the forward pass, and blocks are written behind it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..files import storage_errors
+from ..items.item import Item, ItemSource
+
+
+class Prefetch:
+    """Iterates over (index, item or the exception that reading it raised), decoding up to `depth` items ahead.
+
+    A context manager: leaving it stops the thread. Order is that of `indices`. Only this thread reads the source.
+    """
+
+    def __init__(self, items: ItemSource, indices: Sequence[int], *, depth: int) -> None:
+        self._items, self._indices = items, indices
+        self._queue: queue.Queue[tuple[int, Item | BaseException]] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="vlascope-decode", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[tuple[int, Item | BaseException]]:
+        for _ in self._indices:
+            yield self._queue.get()
+
+    def _read(self) -> None:
+        for index in self._indices:
+            try:
+                result: Item | BaseException = self._items[index]
+            except BaseException as error:  # handed to the consumer, which raises or records it
+                result = error
+            while not self._stopped.is_set():
+                try:
+                    self._queue.put((index, result), timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if self._stopped.is_set():
+                return
+
+
+class WriteBehind:
+    """Runs writing jobs one after the other in a thread, at most one of them ahead of the caller.
+
+    A job's exception is raised by the next `submit` or by `wait`.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vlascope-write")
+        self._last: Future[Any] | None = None
+
+    def submit(self, job: Callable[[], Any]) -> None:
+        """Start a job after the one before it has ended."""
+        self.wait()
+        self._last = self._pool.submit(self._run, job)
+
+    def wait(self) -> None:
+        """Wait for the last job."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """Wait for the thread to end, whatever became of its last job."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, job: Callable[[], Any]) -> Any:
+        with storage_errors(self._run_dir):
+            return job()
