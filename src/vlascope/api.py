@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -163,7 +165,6 @@ def cut(
         SiteNotFoundError: the run holds no such site.
         InputError: both `site` and `sites` are given, or a value is out of range.
     """
-    from .errors import InputError
     from .spectral.cut import cut_run
 
     if site is not None and sites is not None:
@@ -237,18 +238,17 @@ def report(
     Raises:
         InputError: a value is out of range, or no site has patches to draw.
     """
-    from .spectral.cut import CutResult
     from .views.report import find_cut
     from .views.report import report as make_report
 
     opened = run if not isinstance(run, str | Path) else open_run(run)
-    given = cuts
-    if given is None:
+    if cuts is None:
         result = find_cut(opened) or cut(opened, seed=seed).result
     else:
-        several = [given] if isinstance(given, Cut | CutResult) else list(given)
-        results = [c.result if isinstance(c, Cut) else c for c in several]
-        result = max(results, key=lambda c: len(c.sites))
+        several = list(cuts) if isinstance(cuts, Sequence) else [cuts]
+        if not several:
+            raise InputError("got an empty list of cuts; give at least one, or None.")
+        result = max((c.result if isinstance(c, Cut) else c for c in several), key=lambda c: len(c.sites))
     return make_report(result, site=site, k=k, n_items=n_items, n_videos=n_videos, seed=seed)
 
 

@@ -20,6 +20,7 @@ class FakeRun:
     images: list[np.ndarray]
     layouts: dict[str, list[TokenLayout]]
     masks: list[np.ndarray] | None = None
+    tables: dict[str, TokenTable] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     responses: list[ResponseRow] = field(default_factory=list)
     info: dict[str, Any] = field(
@@ -36,7 +37,9 @@ class FakeRun:
         return {}
 
     def tokens(self, layout: str) -> TokenTable:
-        return TokenTable(table_from_layouts(self.layouts[layout], first_item=0))
+        if layout not in self.tables:
+            self.tables[layout] = TokenTable(table_from_layouts(self.layouts[layout], first_item=0))
+        return self.tables[layout]
 
     def image(self, index: int, camera: int = 0) -> np.ndarray:
         return self.images[index]
@@ -196,5 +199,15 @@ def make_cut(
         parts=parts,
         params={"n_eig": 5, "affinity": "rbf", "density": 0.05, "seed": 0, "color": "tsne", "k": [5, 10, 25]},
         eigenvalues=np.linspace(1, 0.5, 5).astype(np.float32),
-        health=SimpleNamespace(mode="nystrom", n=len(all_rgb), n_landmarks=1024, sigma=1.3, mean_affinity=0.05, lambda2=0.93, n_components=1, far_share=0.002, notes=("0.2% of the tokens are far from every landmark",)),
+        health=SimpleNamespace(
+            mode="nystrom",
+            n=len(all_rgb),
+            n_landmarks=1024,
+            sigma=1.3,
+            mean_affinity=0.05,
+            lambda2=0.93,
+            n_components=1,
+            far_share=0.002,
+            notes=("0.2% of the tokens are far from every landmark",),
+        ),
     )

@@ -2,7 +2,8 @@
 
 from .grid import grid, strip
 from .picture import HtmlPiece, Picture, Video
+from .report import Report, report
 from .video import video
 from .words import words
 
-__all__ = ["HtmlPiece", "Picture", "Video", "grid", "strip", "video", "words"]
+__all__ = ["HtmlPiece", "Picture", "Report", "Video", "grid", "report", "strip", "video", "words"]

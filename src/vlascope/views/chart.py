@@ -112,7 +112,7 @@ def episode_chart(track: EpisodeTrack) -> Chart | None:
         )
     closed = track.gripper_closed
     half = (x_of[1] - x_of[0]) / 2 if n > 1 else 10.0
-    grip_y = bottom + 10
+    grip_y = bottom + 18
     stretches = _stretches(closed) if closed is not None else []
     bottom_of_all = grip_y + (_GRIP_HEIGHT if closed is not None else 0)
     return Chart(

@@ -1,0 +1,158 @@
+// Similarity without a server: the page carries quantised eigenvectors of every token that it shows. A click takes
+// the inner product of one row with all others; what is unlike the clicked token is darkened, on every panel.
+(() => {
+  "use strict";
+  const $ = (id) => document.getElementById(id);
+  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const data = JSON.parse($("tokens").textContent);
+  const { n, n_eig: width } = data;
+  const vectors = new Int8Array(bytes(data.vectors).buffer);
+  const labels = Object.entries(data.labels).map(([k, text]) => [k, new Uint16Array(bytes(text).buffer)]);
+  const grids = [...document.querySelectorAll(".grid")];
+  const words = [...document.querySelectorAll("[data-t]")];
+  const tip = $("tip"), bar = $("bar");
+  const shade = new Uint8ClampedArray(n);
+  let active = false;
+
+  const tokenAt = (grid, event) => {
+    const box = grid.getBoundingClientRect();
+    const rows = +grid.dataset.r, cols = +grid.dataset.c;
+    const col = Math.min(cols - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * cols)));
+    const row = Math.min(rows - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * rows)));
+    return { token: +grid.dataset.o + row * cols + col, row, col };
+  };
+
+  const describe = (token, place) =>
+    [place, labels.map(([k, of]) => `concept ${of[token] + 1} of ${k}`).join(" · ")].join("\n");
+
+  const place = (event, text) => {
+    tip.textContent = text;
+    tip.hidden = false;
+    const x = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8);
+    const y = event.clientY + 18 + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 10 : event.clientY + 18;
+    tip.style.left = `${Math.max(8, x)}px`;
+    tip.style.top = `${y}px`;
+  };
+
+  const draw = (grid) => {
+    if (grid.dataset.drawn === String(active)) return;
+    const rows = +grid.dataset.r, cols = +grid.dataset.c, offset = +grid.dataset.o;
+    let canvas = grid.querySelector("canvas");
+    if (!canvas) {
+      canvas = document.createElement("canvas");
+      canvas.width = cols;
+      canvas.height = rows;
+      grid.append(canvas);
+    }
+    const pixels = new ImageData(cols, rows);
+    for (let i = 0; i < rows * cols; i++) pixels.data[4 * i + 3] = shade[offset + i];
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+    canvas.hidden = !active;
+    grid.dataset.drawn = String(active);
+  };
+
+  // Panels out of sight are drawn when they scroll into view.
+  const seen = new Set();
+  const watcher = new IntersectionObserver((entries) => {
+    for (const e of entries) {
+      if (e.isIntersecting) { seen.add(e.target); if (active) draw(e.target); } else seen.delete(e.target);
+    }
+  }, { rootMargin: "200px" });
+  grids.forEach((grid) => watcher.observe(grid));
+
+  const paint = () => {
+    for (const grid of grids) grid.dataset.drawn = "";
+    for (const grid of seen) draw(grid);
+    for (const word of words) word.style.opacity = active ? String(1 - shade[+word.dataset.t] / 300) : "";
+  };
+
+  const select = (token, where) => {
+    const start = performance.now();
+    const query = vectors.subarray(token * width, (token + 1) * width);
+    for (let i = 0, at = 0; i < n; i++) {
+      let sum = 0;
+      for (let j = 0; j < width; j++) sum += query[j] * vectors[at++];
+      const likeness = Math.max(0, sum / 16129);
+      shade[i] = 228 * (1 - likeness * likeness);
+    }
+    active = true;
+    for (const grid of grids) grid.querySelector("canvas")?.removeAttribute("hidden");
+    paint();
+    const ms = performance.now() - start;
+    bar.firstElementChild.textContent = `Bright is similar to ${where} (cosine of eigenvectors), ${n.toLocaleString("en")} tokens in ${ms.toFixed(0)} ms`;
+    bar.hidden = false;
+  };
+
+  const clear = () => {
+    active = false;
+    bar.hidden = true;
+    for (const grid of grids) { const c = grid.querySelector("canvas"); if (c) c.hidden = true; }
+    paint();
+  };
+
+  for (const grid of grids) {
+    const where = grid.parentElement.dataset.where || "";
+    grid.addEventListener("pointermove", (event) => {
+      const { token, row, col } = tokenAt(grid, event);
+      place(event, describe(token, `${where} · row ${row + 1}, column ${col + 1}`));
+    });
+    grid.addEventListener("pointerleave", () => { tip.hidden = true; });
+    grid.addEventListener("click", (event) => {
+      const { token, row, col } = tokenAt(grid, event);
+      select(token, `${where}, row ${row + 1}, column ${col + 1}`);
+    });
+  }
+  for (const word of words) {
+    const token = +word.dataset.t, name = `“${word.textContent.trim()}”, ${word.title}`;
+    word.removeAttribute("title");
+    word.addEventListener("pointermove", (event) => place(event, describe(token, name)));
+    word.addEventListener("pointerleave", () => { tip.hidden = true; });
+    word.addEventListener("click", () => select(token, name));
+  }
+  bar.querySelector("button").addEventListener("click", clear);
+  addEventListener("keydown", (event) => { if (event.key === "Escape") clear(); });
+
+  $("mix").addEventListener("input", (event) => {
+    document.documentElement.style.setProperty("--mix", event.target.value / 100);
+  });
+
+  // Own controls under the video (the browser's would cover the facts in its lower part). The cursor of the time line
+  // follows the video; a click on the time line moves the video there.
+  for (const media of document.querySelectorAll(".media")) {
+    const video = media.querySelector("video");
+    if (!video) continue;
+    const player = media.querySelector(".player"), chart = media.querySelector(".chart");
+    const [button, slider, output] = player.children;
+    const fps = +video.dataset.fps, count = +slider.max + 1;
+    const cursor = chart?.querySelector(".cursor"), left = +(chart?.dataset.left ?? 0), right = +(chart?.dataset.right ?? 1);
+    const show = () => {
+      const frame = Math.min(count - 1, Math.floor(video.currentTime * fps + 0.01));
+      slider.value = frame;
+      output.textContent = `frame ${frame + 1} of ${count}`;
+      button.textContent = video.paused ? "Play" : "Pause";
+      if (cursor) {
+        const x = left + ((right - left) * frame) / Math.max(1, count - 1);
+        cursor.setAttribute("x1", x);
+        cursor.setAttribute("x2", x);
+        cursor.setAttribute("visibility", "visible");
+      }
+      if (!video.paused) requestAnimationFrame(show);
+    };
+    const seek = (frame) => {
+      video.currentTime = (Math.min(count - 1, Math.max(0, frame)) + 0.5) / fps;
+    };
+    const toggle = () => (video.paused ? video.play() : video.pause());
+    video.controls = false;
+    player.hidden = false;
+    for (const name of ["play", "pause", "seeked"]) video.addEventListener(name, show);
+    video.addEventListener("click", toggle);
+    button.addEventListener("click", toggle);
+    slider.addEventListener("input", () => { video.pause(); seek(+slider.value); });
+    chart?.addEventListener("click", (event) => {
+      const box = chart.getBoundingClientRect();
+      const x = ((event.clientX - box.left) / box.width) * chart.viewBox.baseVal.width;
+      seek(Math.round(((x - left) / (right - left)) * (count - 1)));
+    });
+    show();
+  }
+})();
