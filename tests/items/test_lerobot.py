@@ -15,6 +15,9 @@ from vlascope.errors import InputError, ItemError, ItemNotFoundError
 from vlascope.items import LeRobotSource, write_lerobot
 from vlascope.items._video import VideoWriter
 
+VIDEO = "videos/observation.images.main/chunk-000/file-000.mp4"
+DATA = "data/chunk-000/file-000.parquet"
+
 
 @pytest.fixture
 def damaged(dataset, tmp_path):
@@ -60,6 +63,14 @@ def test_random_access_equals_reading_in_order(dataset):
     source = LeRobotSource(dataset)
     for index in np.random.default_rng(0).permutation(len(source)):
         np.testing.assert_array_equal(source[int(index)].image, in_order[index])
+
+
+def test_several_episodes_in_one_row_group(damaged):
+    """Other tools write the whole file as one row group, not always in order."""
+    table = pq.read_table(damaged / DATA)
+    pq.write_table(table.take(np.random.default_rng(0).permutation(len(table))), damaged / DATA)
+    assert pq.ParquetFile(damaged / DATA).num_row_groups == 1
+    check_all(LeRobotSource(damaged))
 
 
 def test_images_without_video_are_exact(tmp_path):
@@ -161,10 +172,6 @@ def test_fingerprint_follows_content_not_place(dataset, damaged):
     stats["action"]["mean"][0] += 1
     (damaged / "meta/stats.json").write_text(json.dumps(stats))
     assert same != LeRobotSource(damaged).fingerprint()
-
-
-VIDEO = "videos/observation.images.main/chunk-000/file-000.mp4"
-DATA = "data/chunk-000/file-000.parquet"
 
 
 @pytest.mark.parametrize(
