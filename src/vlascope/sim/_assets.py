@@ -72,7 +72,7 @@ def write_assets(folder: Path) -> dict[str, str]:
         paths[name] = str(path)
     for name, pixels in textures.items():
         path = folder / f"{name.removesuffix('.png')}-texture.png"
-        Image.fromarray(pixels).save(path)
+        Image.fromarray(pixels).save(path, compress_level=1)  # read once, then deleted
         paths[name] = str(path)
     return paths
 
