@@ -170,6 +170,7 @@ def preset(words: Sequence[str]) -> Args | None:
     settings = read_json(path).get("capture")
     if settings is None:
         raise InputError(f"--config: '{path}' is not the config.json of a run (it has no 'capture' part).")
+    respond: dict[object, Literal["auto", "yes", "no"]] = {"auto": "auto", True: "yes", False: "no"}
     return Args(
         model=tyro.MISSING,
         data=tyro.MISSING,
@@ -177,7 +178,7 @@ def preset(words: Sequence[str]) -> Args | None:
         store=settings["dtype"],
         batch_size=settings["batch_size"],
         block_items=settings["block_items"],
-        respond={"auto": "auto", True: "yes", False: "no"}[settings["respond"]],
+        respond=respond[settings["respond"]],
         max_new_tokens=settings["max_new_tokens"],
         with_answer=settings["with_answer"],
         seed=settings["seed"],

@@ -18,6 +18,10 @@ class Args(Common):
 
     out: Annotated[Path, arg(aliases=["-o"], metavar="PATH")] = Path("preview.png")
     """picture to write"""
+    scenes: int = 12
+    """number of scenes"""
+    image_px: int = 224
+    """side of each picture"""
     seed: int = 0
     """seed of the scenes"""
     open: Flag = False
@@ -31,7 +35,7 @@ def run(args: Args) -> int:
     from ..files import write_atomic
     from ..sim import preview
 
-    sheet = Image.fromarray(preview(seed=args.seed))
+    sheet = Image.fromarray(preview(seed=args.seed, n_scenes=args.scenes, image_px=args.image_px))
     path = write_atomic(args.out, lambda handle: sheet.save(handle, format="PNG"))
     give(args, {"picture": str(path), "width": sheet.width, "height": sheet.height}, text=str(path))
     if args.open:

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..errors import InputError
 from ._common import Common, Flag, OptionalInt, give
 from ._main import OK
 
@@ -26,21 +25,21 @@ class Args(Common):
     failures: Annotated[tuple[str, ...], arg(metavar="NAME...")] = ("none",)
     """how it fails, in turn: none grasp_offset slip wrong_object drop"""
     image_px: OptionalInt = None
-    """side of the images, 96 to 384 px (default: 224; with --factorial 384)"""
+    """side of the images, 32 to 1024 px (default: 224; with --factorial 384)"""
     factorial: Flag = False
     """write equal counts of every colour x material combination instead of episodes"""
     images: int = 1200
-    """number of images with --factorial, up to 12000"""
+    """number of images with --factorial, a multiple of 8, up to 12000; the same command again goes on"""
     processes: int = 2
     """processes with --factorial"""
     seed: int = 0
     """seed of everything random"""
+    force: Flag = False
+    """replace an existing folder of episodes"""
 
 
 def run(args: Args) -> int:
     """Record and print the folder."""
-    if not 96 <= (args.image_px or 224) <= 384:
-        raise InputError(f"got --image-px {args.image_px}; need 96 to 384.")
     if args.factorial:
         from ..sim import record_factorial
 
@@ -62,6 +61,8 @@ def run(args: Args) -> int:
             task=args.task,
             failures=args.failures,
             image_px=args.image_px or 224,
+            force=args.force,
+            quiet=args.quiet,
         )
         count = {"n_episodes": args.episodes}
     give(args, {"dataset": str(path), **count}, text=str(path))

@@ -44,17 +44,9 @@ def run(args: Args) -> int:
         quiet=args.quiet,
     )
     low, high = result.interval
-    facts = {
-        "model": model.name,
-        "task": args.task,
-        "seed": args.seed,
-        "n": result.n,
-        "successes": result.successes,
-        "wilson_interval": [low, high],
-        "failure_labels": dict(result.failure_labels),
-    }
+    facts = {"model": model.name, **result.to_dict()}
     if args.out:
-        facts["episodes"] = str(args.out)
+        facts["out"] = str(args.out)
     lines = [
         f"n          {result.n}",
         f"successes  {result.successes} ({result.successes / result.n:.1%})",
