@@ -43,6 +43,7 @@ class Hooks:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.positions: Tensor | None = None
+        self.sequence_grows = False  # true while an answer is being decoded, from the prompt's pass on
         self._points: dict[tuple[str, str], _Point] = {}
 
     @property
@@ -207,7 +208,7 @@ def _masked(fn: Edit, tokens: Tokens, *, site: Site, hooks: Hooks) -> Edit:
         if not len(chosen):
             return x
         start = hooks.positions
-        if start is None and int(chosen.max()) >= x.shape[1]:
+        if start is None and not hooks.sequence_grows and int(chosen.max()) >= x.shape[1]:
             raise InputError(
                 f"token {int(chosen.max())} of site '{site.name}' does not exist; it has {x.shape[1]} tokens."
             )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def load(
     family = family_of(config.model_type, name=name)
     wanted = _load_dtype(dtype, device)
     options = {"config": config, "revision": revision, "trust_remote_code": trust_remote_code}
-    with _explained(name, kind):
+    with _explained(name, kind), _quiet(kind != "hub"):
         module, account = family.load_module(source, dtype=wanted, **options)
         if dtype == "auto" and wanted != torch.float32 and _size(module) <= SMALL_PARAMETERS:
             module, account = family.load_module(source, dtype=torch.float32, **options)
@@ -238,6 +239,21 @@ class _explained:
                 f"{', '.join(embedded()) or 'none installed'}."
             )
         raise ModelNotFoundError(f"cannot load '{self.name}' from the hub: {reason} {step}") from error
+
+
+@contextlib.contextmanager
+def _quiet(active: bool) -> Iterator[None]:
+    """Keep transformers from drawing a bar while it reads weights that lie on this machine."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    if active and was_enabled:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if active and was_enabled:
+            logging.enable_progress_bar()
 
 
 def _asset(source: str, file_name: str, *, revision: str | None) -> Path | None:

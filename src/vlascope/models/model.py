@@ -171,8 +171,14 @@ class Model:
             raise InputError("this batch holds answers already; prepare the items without `with_answer`.")
         if not self.answers:
             return self._family.respond(batch, hooks=self._hooks, max_new_tokens=max_new_tokens)
-        with torch.no_grad(), self._all_must_fire():
-            return self._family.respond(self._cast(batch), hooks=self._hooks, max_new_tokens=max_new_tokens)
+        self._hooks.sequence_grows = True
+        try:
+            with torch.no_grad(), self._all_must_fire():
+                return self._family.respond(
+                    self._cast(batch), hooks=self._hooks, max_new_tokens=max_new_tokens
+                )
+        finally:
+            self._hooks.sequence_grows = False
 
     def fingerprint(self) -> str:
         """Return a hexadecimal hash of the weights' names, shapes and values (see `MAX_HASHED_VALUES`)."""

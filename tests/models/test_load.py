@@ -1,0 +1,199 @@
+"""Loading by folder, name and object; every way it can fail says what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vlascope.errors import InputError, ModelNotFoundError, SiteNotFoundError
+from vlascope.models import Grid, families, load, wrap
+from vlascope.models.family import Family, register
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_models):
+    path = tmp_path_factory.mktemp("checkpoint")
+    tiny_models.llava().save_pretrained(path)
+    tiny_models.llava_processor().save_pretrained(path)
+    return path
+
+
+def test_a_folder_loads_as_the_module_it_was_saved_from(folder, make, tiny_models, capfd):
+    model = load(folder)
+    assert (model.family, model.revision, model.dtype) == ("llava", "local", torch.float32)
+    assert model.fingerprint() == make("llava-siglip").fingerprint()
+    ours = model.capture(model.prepare(tiny_models.items(2)), "language.1")["language.1"]
+    theirs = make("llava-siglip")
+    theirs = theirs.capture(theirs.prepare(tiny_models.items(2)), "language.1")["language.1"]
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert capfd.readouterr().err == ""
+    json.dumps(model.info(), allow_nan=False)
+    assert model.info()["dtype"] == "float32"
+    rows = {row["site"]: row for row in model.describe()}
+    assert rows["vision.0.q"]["module"] == "model.vision_tower.encoder.layers.0.self_attn.q_proj"
+    assert rows["vision.0.q"]["n_parameters"] == 24 * 25
+
+
+def test_small_models_compute_in_float32_unless_asked(tmp_path, tiny_models):
+    import copy
+
+    half = copy.deepcopy(tiny_models.dino()).to(torch.bfloat16)
+    half.save_pretrained(tmp_path)
+    assert load(tmp_path).dtype == torch.float32
+    model = load(tmp_path, dtype="bfloat16")
+    batch = model.prepare([tiny_models.item()])
+    assert model.capture(batch, "vision.0")["vision.0"][0].dtype == torch.bfloat16
+    assert model.fingerprint() != load(tmp_path).fingerprint()
+
+
+def test_unknown_names(tmp_path, folder):
+    with pytest.raises(ModelNotFoundError, match="vlascope models") as error:
+        load("llava-hf-llava-1.5-7b-hf")
+    assert "'llava-hf/llava-1.5-7b-hf'" in str(error.value)
+    with pytest.raises(ModelNotFoundError, match="no folder of that name"):
+        load("./nowhere/at/all")
+    with pytest.raises(ModelNotFoundError, match="no config.json"):
+        load(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="is a file"):
+        load(folder / "config.json")
+    with pytest.raises(ModelNotFoundError, match="no config"):
+        load(nn.Linear(2, 2))
+    with pytest.raises(InputError, match="dtype"):
+        load(folder, dtype="int4")
+
+
+def test_unsupported_and_damaged_checkpoints(tmp_path, folder):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ModelNotFoundError, match=r"'bert', which no family supports.*dinov2.*wrap"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{ not json")
+    with pytest.raises(ModelNotFoundError, match="cannot load"):
+        load(tmp_path)
+
+
+def test_missing_weights_are_never_random(tmp_path, folder):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    name = next(key for key in weights if "layers.1" in key and "q_proj" in key)
+    save_file(
+        {k: v for k, v in weights.items() if k != name},
+        tmp_path / "m" / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ModelNotFoundError, match="lacks 1 weights"):
+        load(tmp_path / "m")
+
+
+def test_the_hub_out_of_reach():
+    code = (
+        "from vlascope.models import load\n"
+        "from vlascope.errors import ModelNotFoundError\n"
+        "try: load('facebook/dinov2-of-nobody')\n"
+        "except ModelNotFoundError as e: print(e)\n"
+    )
+    env = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HF_HOME": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+    assert "cannot load 'facebook/dinov2-of-nobody' from the hub" in done.stdout, done.stderr
+    assert "hf download" in done.stdout
+
+
+def test_importing_the_room_loads_no_torch():
+    code = "import sys, vlascope.models as m; assert 'torch' not in sys.modules; print(m.families, m.load)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_verbs_are_not_replaced_by_files_of_the_same_name():
+    import vlascope.models.families.clip
+
+    assert callable(vlascope.models.families) and callable(vlascope.models.load)
+    assert {"clip", "dino", "llava", "wrapped"} <= set(families())
+
+
+def test_two_families_of_one_type_clash():
+    with pytest.raises(ValueError, match="clashes with 'dino'"):
+
+        @register
+        class Other(Family):
+            name = "other"
+            model_types = ("dinov2",)
+
+
+class Maps(nn.Module):
+    """A small CNN: [b, 4, 3, 5] from 12 x 20 images, then [b, 5, 3, 7] tokens-last."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 4, stride=4, bias=False)
+        self.last = nn.Linear(4, 7)
+
+    def forward(self, x):
+        return self.last(self.stem(x).permute(0, 2, 3, 1))
+
+
+def test_wrap_reads_and_edits_declared_maps(tiny_models):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Maps()
+    model = wrap(
+        module,
+        sites=["stem", "last"],
+        layout={"stem": Grid(3, 5, channels_first=True), "last": Grid(3, 5, channels_first=False)},
+    )
+    item = tiny_models.item(12, 20)
+    batch = model.prepare([item])
+    acts = model.capture(batch, "**")
+    pixels = torch.from_numpy(item.image.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    expected = module.stem(pixels)[0]
+    layout = batch.layouts["vision"][0]
+    for t in range(15):
+        torch.testing.assert_close(acts["stem"][0][t], expected[:, layout.row[t], layout.col[t]])
+    np.testing.assert_array_equal(layout.box[7], [8, 4, 12, 8])
+    with model.edit("stem", lambda x: x + 1, tokens=[7]):
+        edited = model.capture(batch, "**")
+    moved = (edited["last"][0] - acts["last"][0]).norm(dim=1)
+    assert (moved > 0).nonzero()[:, 0].tolist() == [7]
+
+
+def test_wrap_never_guesses(tiny_models):
+    batch_of = lambda model: model.prepare([tiny_models.item(12, 20)])  # noqa: E731
+    model = wrap(Maps(), sites=["stem"], layout=Grid(3, 5))
+    with pytest.raises(InputError, match="3 x 5 places of width 4.*or 4 x 3 places of width 5"):
+        model.capture(batch_of(model), "stem")
+    model = wrap(Maps(), sites=["stem"], layout=Grid(5, 4, channels_first=True))
+    with pytest.raises(InputError, match="has 1 x 20 tokens"):
+        model.capture(batch_of(model), "stem")
+    with pytest.raises(SiteNotFoundError, match="Nearest: 'stem'"):
+        wrap(Maps(), sites=["stm"], layout=Grid(3, 5))
+    with pytest.raises(InputError, match="no layout"):
+        wrap(Maps(), sites=["stem"], layout={})
+    with pytest.raises(InputError, match="different sizes"):
+        model.prepare([tiny_models.item(12, 20), tiny_models.item(12, 24)])
+
+
+def test_wrap_with_own_preprocessing_and_prefix(tiny_models, make):
+    inner = make("dino-registers")
+    transform = inner._family.vision.transform
+
+    def preprocess(item):
+        return torch.from_numpy(transform(item.image)), transform.frame(*item.image.shape[:2])
+
+    model = wrap(
+        inner.module, sites={"mid": "encoder.layer.1"}, layout=Grid(5, 5, prefix=4), preprocess=preprocess
+    )
+    items = tiny_models.items(2)
+    ours, theirs = model.prepare(items), inner.prepare(items)
+    for a, b in zip(ours.layouts["vision"], theirs.layouts["vision"], strict=True):
+        np.testing.assert_allclose(a.box, b.box)
+    got = model.capture(ours, "mid")["mid"]
+    want = inner.capture(theirs, "vision.1")["vision.1"]
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
