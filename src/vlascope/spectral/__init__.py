@@ -1,0 +1,24 @@
+"""How it is cut: Normalized Cut embeddings, k-way labels, hierarchy, alignment across layers."""
+
+from __future__ import annotations
+
+from .affinity import density_sigma
+from .align import relative_affinity
+from .exact import MAX_EXACT_NODES
+from .health import Health
+from .kway import KWay, kway
+from .nystrom import NystromNCut, OutOfReachWarning
+from .rows import as_rows, flatten_maps
+
+__all__ = [
+    "MAX_EXACT_NODES",
+    "Health",
+    "KWay",
+    "NystromNCut",
+    "OutOfReachWarning",
+    "as_rows",
+    "density_sigma",
+    "flatten_maps",
+    "kway",
+    "relative_affinity",
+]

@@ -1,0 +1,81 @@
+"""Small linear algebra with reproducible bits: one-thread eigenproblems and Lloyd's k-means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch's CPU kernels on one thread: small eigenproblems are faster and repeat bit for bit."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def eigh_falling(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues [m] (falling) and eigenvectors [m, m] of a symmetric matrix, float64, on the CPU."""
+    matrix = matrix.detach().to("cpu", torch.float64)
+    with one_thread():
+        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return values.flip(0), vectors.flip(1)
+
+
+def orthonormal(block: Tensor) -> Tensor:
+    """Return an orthonormal basis of the columns of a tall block, by QR."""
+    return torch.linalg.qr(block, mode="reduced")[0]
+
+
+def sq_distances(x_nd: Tensor, y_md: Tensor) -> Tensor:
+    """Return squared Euclidean distances [n, m], >= 0, by the expansion |x|² - 2xy + |y|² (centre rows first)."""
+    out = torch.addmm((y_md * y_md).sum(1)[None], x_nd, y_md.T, alpha=-2)
+    return out.add_((x_nd * x_nd).sum(1)[:, None]).clamp_(min=0)
+
+
+def lloyd(x_nd: Tensor, start_md: Tensor, *, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return centroids [m, d], labels int64 [n] and member counts [m] after Lloyd's steps from `start_md`.
+
+    An empty cluster keeps its centre and gets count 0. Sums run in row order, so results repeat bit for bit.
+
+    Cost: O(steps n m d).
+    """
+    centers = start_md.clone()
+    n_centers = len(centers)
+    labels = torch.zeros(len(x_nd), dtype=torch.int64, device=x_nd.device)
+    counts = torch.zeros(n_centers, device=x_nd.device)
+    for step in range(steps + 1):
+        gram = torch.addmm((centers * centers).sum(1)[None] * 0.5, x_nd, centers.T, alpha=-1)
+        labels = gram.argmin(1)
+        counts = torch.bincount(labels, minlength=n_centers).to(x_nd.dtype)
+        if step == steps:
+            break
+        order = labels.argsort(stable=True)
+        # Sums by segments of the sorted rows: index_add_ on several threads would not repeat bit for bit.
+        sums = torch.segment_reduce(x_nd[order], "sum", lengths=counts.to(torch.int64), axis=0)
+        filled = counts > 0
+        centers[filled] = sums[filled] / counts[filled, None]
+    return centers, labels, counts
+
+
+def kmeans_pp(x_nd: Tensor, n_centers: int, *, rng: np.random.Generator) -> Tensor:
+    """Return `n_centers` rows of x drawn by k-means++ (D² sampling), [n_centers, d]. Cost: O(n m d)."""
+    chosen = [int(rng.integers(len(x_nd)))]
+    nearest = sq_distances(x_nd, x_nd[chosen])[:, 0]
+    for _ in range(n_centers - 1):
+        mass = nearest.double().cumsum(0).cpu().numpy()
+        pick = (
+            int(np.searchsorted(mass, rng.random() * mass[-1]))
+            if mass[-1] > 0
+            else int(rng.integers(len(x_nd)))
+        )
+        chosen.append(min(pick, len(x_nd) - 1))
+        nearest = torch.minimum(nearest, sq_distances(x_nd, x_nd[chosen[-1:]])[:, 0])
+    return x_nd[chosen]

@@ -1,0 +1,156 @@
+"""Exact eigenvectors of a dense token graph: all pairs, no sampling. For up to about ten thousand tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._linalg import eigh_falling, orthonormal
+from .affinity import Kernel
+
+MAX_EXACT_NODES = 10_000
+"""Above this many rows the dense affinity matrix (400 MB) costs more than it gives."""
+
+MAX_DENSE_NODES = 512
+"""Up to this many rows everything is computed in float64 by one full eigendecomposition."""
+
+KRYLOV_BLOCKS = 4
+MAX_ROUNDS = 8
+TOLERANCE = 1e-3
+"""Residual of an eigenpair relative to the smallest wanted eigenvalue; its eigenvalue is right to the square."""
+
+SETTLED = 1e-5
+"""Relative change of the eigenvalues between rounds below which what is left is a near-repeated eigenvalue."""
+
+
+def exact_cut(
+    x_nd: Tensor, kernel: Kernel, *, n_eig: int, weights: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the leading eigenvectors of the Normalized Cut of all rows.
+
+    With A the affinity, w the weights and q = A w, the symmetric operator S = diag(w/q)^1/2 A diag(w/q)^1/2 has
+    eigenvectors u; what is returned is u / sqrt(w), so that a token of weight 1 and four equal tokens of weight
+    1/4 give the same rows. The trivial pair (1, sqrt(w q)) is known and deflated, never searched for.
+
+    Args:
+        x_nd: Rows prepared by `kernel.prepare`, [n, d].
+        kernel: The affinity.
+        n_eig: Eigenvectors wanted, 1 <= n_eig <= n.
+        weights: float64 [n], > 0, mean 1; None means equal weights.
+        seed: Seeds the start block of the iteration.
+
+    Returns:
+        (eigenvectors float32 [n, n_eig], eigenvalues float64 [n_eig] falling, degrees q float32 [n]).
+
+    Cost: O(n² d) for the graph, O(n² n_eig) per iteration; n = 8192, d = 768, 20 eigenvectors: about 1 s on two
+    cores and 4 n² bytes.
+    References: Shi and Malik 2000 (Normalized Cut); Musco and Musco 2015 (block Krylov iteration).
+    """
+    n = len(x_nd)
+    w = torch.ones(n, dtype=torch.float64, device=x_nd.device) if weights is None else weights.to(x_nd.device)
+    if n <= MAX_DENSE_NODES:
+        affinity = _affinity64(x_nd, kernel)
+        degree = affinity @ w
+        half = (w / degree).sqrt()
+        trivial = (w * degree).sqrt()
+        trivial = trivial / trivial.norm()
+        # Moving the trivial pair from 1 to 2 keeps it first even when the graph falls apart (repeated 1).
+        values, vectors = eigh_falling(
+            (half[:, None] * affinity * half[None]) + torch.outer(trivial, trivial)
+        )
+        values, vectors = values[:n_eig].clone(), vectors[:, :n_eig].to(x_nd.device)
+        values[0] -= 1
+    else:
+        affinity = _affinity32(x_nd, kernel)
+        degree = (
+            (affinity @ w.float()).double() if weights is not None else affinity.sum(1, dtype=torch.float64)
+        )
+        half = (w / degree).sqrt().float()[:, None]
+        trivial = (w * degree).sqrt()
+        trivial = (trivial / trivial.norm()).float()[:, None]
+        values, vectors = _krylov(affinity, half, trivial, n_eig=n_eig, seed=seed)
+    eigvecs = (vectors.double() / w.sqrt()[:, None]).float()
+    return eigvecs, values.cpu(), degree.float()
+
+
+def _affinity64(x_nd: Tensor, kernel: Kernel) -> Tensor:
+    if kernel.fn is not None:
+        block = kernel.block(x_nd, x_nd).double()
+        return (block + block.T) / 2
+    return torch.exp(
+        -0.5 * torch.cdist(x_nd.double(), x_nd.double(), compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    )
+
+
+def _affinity32(x_nd: Tensor, kernel: Kernel) -> Tensor:
+    """Return the dense affinity matrix, float32 [n, n], from its upper blocks."""
+    n, size = len(x_nd), 1024
+    out = torch.empty((n, n), dtype=torch.float32, device=x_nd.device)
+    for i in range(0, n, size):
+        block = kernel.block(x_nd[i : i + size], x_nd[i:]).float()
+        out[i : i + size, i:] = block
+        out[i:, i : i + size] = block.T
+    if kernel.fn is None:
+        out.fill_diagonal_(1.0)
+    return out
+
+
+def _krylov(
+    affinity: Tensor, half: Tensor, trivial: Tensor, *, n_eig: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return the trivial and the next n_eig - 1 eigenpairs by restarted block Krylov with Rayleigh-Ritz."""
+    n, device = len(affinity), affinity.device
+    if n_eig == 1:
+        return torch.ones(1, dtype=torch.float64), trivial
+    wanted = n_eig - 1
+    width = min(wanted + 8, n - 1)
+    n_blocks = max(1, min(KRYLOV_BLOCKS, (n - 1) // width))
+
+    def apply(block: Tensor) -> Tensor:
+        out = half * (affinity @ (half * block))
+        return out - trivial @ (trivial.T @ out)
+
+    rng = torch.Generator().manual_seed(seed)
+    start = torch.randn((n, width), generator=rng).to(device)
+    values, vectors = torch.zeros(wanted, dtype=torch.float64), torch.zeros(0)
+    for _ in range(MAX_ROUNDS):
+        basis = orthonormal(start - trivial @ (trivial.T @ start))
+        image = apply(basis)
+        last = image
+        for _ in range(n_blocks - 1):
+            fresh = last
+            for _ in range(2):  # twice is enough (Kahan and Parlett)
+                fresh = fresh - basis @ (basis.T @ fresh) - trivial @ (trivial.T @ fresh)
+                fresh = orthonormal(fresh)
+            last = apply(fresh)
+            basis, image = torch.cat([basis, fresh], 1), torch.cat([image, last], 1)
+        small, mix = eigh_falling(basis.double().T @ image.double())
+        mix = mix[:, :width].to(device, torch.float32)
+        change = float((small[:wanted] - values).abs().max())
+        values, vectors = small[:wanted], basis @ mix[:, :wanted]
+        residual = (image @ mix[:, :wanted] - vectors * values.to(device, torch.float32)).norm(dim=0)
+        start = torch.cat([vectors, basis @ mix[:, wanted:]], 1)
+        floor = max(1e-3, float(values[-1]))
+        if float(residual.max()) < TOLERANCE * floor or change < SETTLED * floor:
+            break
+    return torch.cat([torch.ones(1, dtype=torch.float64), values]), torch.cat([trivial, vectors], 1)
+
+
+def extend(
+    x_bd: Tensor, train_nd: Tensor, kernel: Kernel, *, map_nk: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the eigenvectors at new rows [b, k] and their largest affinity to a fitted row [b].
+
+    Args:
+        x_bd: Prepared rows.
+        train_nd: The fitted rows, prepared.
+        kernel: The affinity.
+        map_nk: w f / (sqrt(q) lambda) of the fitted rows, f their eigenvectors.
+        weights: float64 [n] weights of the fitted rows; None means ones.
+
+    Cost: O(b n (d + k)).
+    """
+    block = kernel.block(x_bd, train_nd).float()
+    degree = block @ weights.to(block) if weights is not None else block.sum(1)
+    nearest = block.max(1).values
+    return (block @ map_nk) / degree.clamp(min=1e-30).sqrt()[:, None], nearest
