@@ -45,7 +45,8 @@ class Frames:
         self.folders, self.patch_px, self.correlated = folders, patch_px, correlated
         self.shards: list[dict[str, np.ndarray]] = []
         self.index = np.zeros((0, 2), dtype=np.int64)  # shard, row
-        self.source = np.zeros(0, dtype=np.uint8)
+        self._group = np.zeros(0, dtype=np.uint8)  # 1: physics, 2: something is held
+        self._groups: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * 4
         self._seen: set[Path] = set()
         self.scan()
 
@@ -74,7 +75,9 @@ class Frames:
         if self.correlated:
             rows = rows[follows_correlation(shard["colour"], shard["material"])]
         self.index = np.concatenate([self.index, np.stack([np.full(len(rows), len(self.shards)), rows], 1)])
-        self.source = np.concatenate([self.source, shard["source"][rows]])
+        group = (shard["source"] == 1) + 2 * (shard["holding"] >= 0)
+        self._group = np.concatenate([self._group, group[rows].astype(np.uint8)])
+        self._groups = [np.flatnonzero(self._group == g) for g in range(4)]
         self.shards.append(shard)
 
     def frame(self, i: int) -> dict[str, np.ndarray]:
@@ -82,16 +85,18 @@ class Frames:
         shard, row = self.index[i]
         return {name: array[row] for name, array in self.shards[shard].items()}
 
-    def sample(self, n: int, *, physics_share: float, rng: np.random.Generator) -> np.ndarray:
-        """`n` frame numbers; physics frames have the given share when there are any."""
-        physics = np.flatnonzero(self.source == 1)
-        teleport = np.flatnonzero(self.source == 0)
-        if len(physics) == 0 or len(teleport) == 0:
-            return rng.integers(len(self), size=n)
-        from_physics = rng.random(n) < physics_share
-        picked = teleport[rng.integers(len(teleport), size=n)]
-        picked[from_physics] = physics[rng.integers(len(physics), size=int(from_physics.sum()))]
-        return picked
+    def sample(
+        self, n: int, *, physics_share: float, held_share: float, rng: np.random.Generator
+    ) -> np.ndarray:
+        """`n` frame numbers with given shares of physics frames and of frames with an object in the hand."""
+        physics, held = rng.random(n) < physics_share, rng.random(n) < held_share
+        found = rng.integers(len(self), size=n)  # stays for a group that has no frames
+        for group in range(4):
+            wanted = (physics == bool(group & 1)) & (held == bool(group & 2))
+            rows = self._groups[group]
+            if len(rows):
+                found[wanted] = rows[rng.integers(len(rows), size=int(wanted.sum()))]
+        return found
 
 
 def follows_correlation(colour: np.ndarray, material: np.ndarray) -> np.ndarray:
@@ -229,6 +234,7 @@ class Batch:
     classes: Tensor  # float32 [b, p, 12], shares of each patch
     bin_rows: Tensor  # tokens that predict an action bin
     bin_values: Tensor  # float32, in [-1, 1]
+    bin_weights: Tensor  # float32
     answer_rows: Tensor
     answer_ids: Tensor
     end_rows: Tensor
@@ -313,7 +319,7 @@ def make_batch(
     ids = np.full((b, budget), PAD, dtype=np.int64)
     positions = np.zeros((b, budget), dtype=np.int64)
     numbers = np.full((b, budget), -1, dtype=np.int64)
-    bins: list[tuple[int, float]] = []
+    bins: list[tuple[int, float, float]] = []
     answers: list[tuple[int, int]] = []
     ends: list[int] = []
     deltas: list[tuple[int, np.ndarray]] = []
@@ -334,7 +340,9 @@ def make_batch(
             asking = i * budget + at + segment.n_prompt - 1
             if segment.action is not None:
                 unit = BINS.normalize(segment.action)
-                bins += [(asking + j, float(unit[j])) for j in range(4)]
+                placing = segment.point_at == PAD_SEG
+                weight = settings.placing_weight if placing else 1.0
+                bins += [(asking + j, float(unit[j]), weight) for j in range(4)]
                 deltas.append((asking, segment.action[:3] / REACH_M))
             else:
                 answers.append((asking, segment.answer))
@@ -358,6 +366,7 @@ def make_batch(
         classes=torch.from_numpy(classes),
         bin_rows=column(bins, 0, long),
         bin_values=column(bins, 1, real),
+        bin_weights=column(bins, 2, real),
         answer_rows=column(answers, 0, long),
         answer_ids=column(answers, 1, long),
         end_rows=torch.tensor(ends, dtype=long),

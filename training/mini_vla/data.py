@@ -77,7 +77,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard-frames", type=int, default=SHARD_FRAMES)
+    parser.add_argument(
+        "--situations", nargs="*", metavar="NAME=SHARE", help="teleport: another mixture than SITUATIONS"
+    )
     args = parser.parse_args()
+    mixture = {name: float(share) for name, share in (text.split("=") for text in args.situations or [])}
+    unknown = set(mixture) - set(SITUATIONS)
+    if unknown:
+        parser.error(f"unknown situations {sorted(unknown)}; known are {', '.join(SITUATIONS)}")
     start = time.time()
     n = generate(
         args.out,
@@ -86,6 +93,7 @@ def main() -> int:
         seed=args.seed,
         processes=args.processes,
         shard_frames=args.shard_frames,
+        situations=mixture or None,
     )
     seconds = time.time() - start
     sys.stdout.write(f"{n} new frames in {seconds:.0f} s ({n / max(seconds, 1e-9):.0f} frames/s)\n")
@@ -93,13 +101,22 @@ def main() -> int:
 
 
 def generate(
-    out: Path, *, kind: str, n_frames: int, seed: int, processes: int = 2, shard_frames: int = SHARD_FRAMES
+    out: Path,
+    *,
+    kind: str,
+    n_frames: int,
+    seed: int,
+    processes: int = 2,
+    shard_frames: int = SHARD_FRAMES,
+    situations: dict[str, float] | None = None,
 ) -> int:
     """Write all missing shards of a set; returns how many frames are new."""
     out.mkdir(parents=True, exist_ok=True)
     counts = [min(shard_frames, n_frames - s) for s in range(0, n_frames, shard_frames)]
     jobs = [
-        (out, kind, seed, i, n) for i, n in enumerate(counts) if not _shard_dir(out, kind, seed, i).exists()
+        (out, kind, seed, i, n, situations)
+        for i, n in enumerate(counts)
+        if not _shard_dir(out, kind, seed, i).exists()
     ]
     if processes <= 1 or len(jobs) <= 1:
         for job in jobs:
@@ -111,9 +128,9 @@ def generate(
     return sum(job[4] for job in jobs)
 
 
-def write_shard(job: tuple[Path, str, int, int, int]) -> None:
+def write_shard(job: tuple[Path, str, int, int, int, dict[str, float] | None]) -> None:
     """Make one shard and move it to its name when complete."""
-    out, kind, seed, index, n = job
+    out, kind, seed, index, n, situations = job
     final = _shard_dir(out, kind, seed, index)
     partial = out.with_name(f".{out.name}.partial") / f"{final.name}.{os.getpid()}"  # readers never list it
     shutil.rmtree(partial, ignore_errors=True)
@@ -122,7 +139,7 @@ def write_shard(job: tuple[Path, str, int, int, int]) -> None:
     arrays = _empty(n)
     start = time.time()
     with TableTop(image_px=IMAGE_PX) as world:
-        frames = teleported(world, rng) if kind == "teleport" else episodes(world, rng)
+        frames = teleported(world, rng, situations=situations) if kind == "teleport" else episodes(world, rng)
         for row in range(n):
             scene, state, episode, step = next(frames)
             _record(arrays, row, world, scene, state, episode=episode, step=step)
@@ -135,9 +152,12 @@ def write_shard(job: tuple[Path, str, int, int, int]) -> None:
     sys.stdout.flush()
 
 
-def teleported(world: TableTop, rng: np.random.Generator) -> Iterator[tuple[Scene, State, int, int]]:
+def teleported(
+    world: TableTop, rng: np.random.Generator, *, situations: dict[str, float] | None = None
+) -> Iterator[tuple[Scene, State, int, int]]:
     """Endless states without physics, each in a new scene (see `SITUATIONS`)."""
-    names, weights = list(SITUATIONS), np.array(list(SITUATIONS.values()))
+    mixture = situations or SITUATIONS
+    names, weights = list(mixture), np.array(list(mixture.values()))
     while True:
         scene = _new_scene(rng)
         world.reset(scene, move_hand=False)

@@ -1,7 +1,7 @@
 """Evaluate saved weights: `python -m training.mini_vla.evaluate FOLDER [--out FILE] [--processes 2] [--quick]`.
 
 Everything runs on weights read back from the file, in float32, on seeds that training never used: scenes of the
-closed loop have seeds from 900000 on, still pictures a generator seed of their own. Every share has a Wilson
+closed loop have seeds from 2000000 on, still pictures a generator seed of their own. Every share has a Wilson
 95 % interval and stands beside its controls.
 """
 
@@ -29,7 +29,7 @@ from vlascope.sim.language import VOCABULARY, instructions_from_arrays, question
 
 log = logging.getLogger("mini_vla")
 
-PICK_SEED, PLACE_SEED, STILL_SEED = 900_000, 950_000, 987_654
+PICK_SEED, PLACE_SEED, STILL_SEED = 2_000_000, 2_100_000, 987_654
 # name: (task, episodes, quick episodes)
 CLOSED_LOOP: dict[str, tuple[str, int, int]] = {
     "pick": ("pick", 200, 20),

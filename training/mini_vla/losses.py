@@ -60,10 +60,10 @@ def total_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """The weighted sum and its unweighted parts."""
     weight = torch.tensor(settings.class_weight) * batch.classes
+    target = soft_bins(batch.bin_values, sigma=settings.bin_sigma)
+    per_bin = -(target * bin_log_probs(out["bins"])).sum(-1)
     parts = {
-        "bins": -(soft_bins(batch.bin_values, sigma=settings.bin_sigma) * bin_log_probs(out["bins"]))
-        .sum(-1)
-        .mean(),
+        "bins": (batch.bin_weights * per_bin).sum() / batch.bin_weights.sum(),
         "answer": F.cross_entropy(out["answers"], batch.answer_ids),
         "end": F.cross_entropy(out["ends"], torch.full_like(batch.end_rows, EOS)),
         "patch_class": -(weight * out["classes"].log_softmax(-1)).sum() / weight.sum(),

@@ -32,6 +32,8 @@ class BatchSettings:
 
     text_tokens: int
     physics_share: float
+    held_share: float
+    placing_weight: float
     keep_patches: int
     keep_until: float
     gain: tuple[float, float]
