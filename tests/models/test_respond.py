@@ -104,3 +104,22 @@ def test_policy(make, tiny_models):
 def test_models_without_text_answer_nothing(make, tiny_models):
     answers = make("dino").respond(tiny_models.items(2))
     assert [a.text for a in answers] == [None, None]
+
+
+def test_a_policy_can_stand_still_when_the_reply_is_no_action(make, tiny_models, monkeypatch):
+    model = make("llava-siglip")
+    n = model._family.bins.vocab_size
+    replies = [[n - 1, n - 1, n - 1, n - 255], [n - 1, 8, n - 1, n - 1], [8, 2]]
+    monkeypatch.setattr(model, "respond", lambda *_, **__: [model._family._response(replies[policy.n_calls])])
+    image = tiny_models.item().image
+    policy = VLAPolicy(model, malformed="hold")
+    first, facts = policy(image, "x")
+    assert not facts["held"] and first[3] == pytest.approx(0.998, abs=0.001)
+    for flag in ("word_in_action:1", "no_action"):
+        action, facts = policy(image, "x")
+        assert facts["held"] and flag in facts["flags"]
+        np.testing.assert_array_equal(action, [0, 0, 0, first[3]])
+    assert (policy.n_calls, policy.n_malformed) == (3, 2)
+    policy = VLAPolicy(model)
+    policy(image, "x")
+    assert np.isnan(policy(image, "x")[0]).tolist() == [False, True, False, False]

@@ -35,8 +35,10 @@ def run(args: Args) -> int:
 
     model = api.load(args.model, device=args.device)
     say(args, f"{model.name}: {args.episodes} episodes of '{args.task}', seed {args.seed}")
+    # A reply that is no action moves nothing; it must not end the count.
+    policy = VLAPolicy(model, malformed="hold")
     result = rollout(
-        VLAPolicy(model),
+        policy,
         task=args.task,
         n_episodes=args.episodes,
         seed=args.seed,
@@ -44,7 +46,7 @@ def run(args: Args) -> int:
         quiet=args.quiet,
     )
     low, high = result.interval
-    facts = {"model": model.name, **result.to_dict()}
+    facts = {"model": model.name, **result.to_dict(), "malformed_replies": policy.n_malformed}
     if args.out:
         facts["out"] = str(args.out)
     lines = [
