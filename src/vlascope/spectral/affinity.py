@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -118,4 +119,5 @@ def density_sigma(rows: Tensor, *, density: float) -> float:
 
     low = 0.5 * float(np.log(d2.min())) - 4.0
     high = 0.5 * float(np.log(d2.max())) + 6.0
-    return float(np.exp(brentq(excess, low, high, xtol=1e-6))) * float(np.sqrt(unit))
+    root = cast("float", brentq(excess, low, high, xtol=1e-6))
+    return float(np.exp(root)) * float(np.sqrt(unit))

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from .affinity import MAX_SCALE_ROWS, Kernel, centered, density_sigma
+from .affinity import Kernel, centered, density_sigma
 from .nystrom import centered_mean
 from .rows import Rows, as_rows
 
 CHUNK_ROWS = 16_384
+SCALE_ROWS = 768
+"""Rows of each layer that its scale is measured on: 0.3 million pairs, 0.05 s."""
 
 
 def relative_affinity(
@@ -110,7 +112,7 @@ def layer_kernel(rows: Rows, *, density: float, affinity: str = "rbf", seed: int
     from .nystrom import _require_finite
 
     rng = np.random.default_rng(seed)
-    size = min(rows.n, MAX_SCALE_ROWS)
+    size = min(rows.n, SCALE_ROWS)
     index = np.sort(rng.choice(rows.n, size=size, replace=False)).astype(np.int64)
     sample = rows.take(index)
     _require_finite(sample, index)

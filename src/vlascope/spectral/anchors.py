@@ -93,5 +93,5 @@ def _matched(
 
 
 def _centers(box: NDArray[np.float32]) -> NDArray[np.float64]:
-    box = box.astype(np.float64)
-    return np.stack([(box[:, 0] + box[:, 2]) / 2, (box[:, 1] + box[:, 3]) / 2], 1)
+    corners = box.astype(np.float64)
+    return (corners[:, :2] + corners[:, 2:]) / 2

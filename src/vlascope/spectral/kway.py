@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -145,7 +145,8 @@ def _qr_start(rows: Tensor, k: int) -> Tensor:
 
     step = max(1, -(-len(rows) // MAX_PIVOT_ROWS))
     picked = rows[::step].double()
-    pivots = qr(picked.numpy().T, mode="r", pivoting=True)[1][:k]
+    _, pivots = cast("tuple[Any, Any]", qr(picked.numpy().T, mode="r", pivoting=True))
+    pivots = pivots[:k]
     return _polar(picked[torch.from_numpy(pivots.astype(np.int64))].T)
 
 

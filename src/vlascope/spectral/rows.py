@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -192,7 +192,7 @@ def as_rows(features: Any) -> Rows:
         _check_shape(array.shape)
         return ArrayRows(array)
     if callable(features):
-        return _ChunkFunction(features)
+        return _ChunkFunction(cast("Callable[[], Iterator[Any]]", features))
     if hasattr(features, "__next__"):
         return _spooled(features)
     raise InputError(
