@@ -138,7 +138,8 @@ def run_episode(
         answer = act(seen, state)
         if answer is None:
             if keep_frames:
-                rgb.pop(), masks.pop()
+                rgb.pop()
+                masks.pop()
             break
         action, info = answer if isinstance(answer, tuple) else (answer, {})
         state = world.step(action)

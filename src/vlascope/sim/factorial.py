@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlascope.errors import InputError, RunExistsError, RunVersionError
-from vlascope.files import read_json, storage_errors, write_atomic, write_bytes, write_json
+from vlascope.files import read_json, storage_errors, write_atomic, write_json
 from vlascope.progress import progress
 from vlascope.sim.expert import grasp_z
 from vlascope.sim.language import COLOURS, MATERIALS
@@ -83,7 +83,7 @@ def record_factorial(
         StorageError: It cannot be written.
         MissingExtraError: PyBullet is not installed.
 
-    Cost: about 40 ms per image at 384 px on one core.
+    Cost: 70 ms of one core's time per image at 384 px.
     """
     if not 1 <= n_images <= MAX_IMAGES or n_images % N_KINDS:
         raise InputError(
@@ -164,8 +164,10 @@ def _write_shard(job: _Job) -> None:
     with TableTop(image_px=job.image_px) as world:
         for index in range(job.first, job.first + job.n_images):
             scene, state, seen = _image(world, index, seed=job.seed)
-            write_bytes(job.out / "images" / f"{index:06d}.png", _png(seen.rgb))
-            write_bytes(job.out / "masks" / f"{index:06d}.png", _png(seen.segmentation))
+            for folder, pixels in (("images", seen.rgb), ("masks", seen.segmentation)):
+                with storage_errors(job.out):
+                    (job.out / folder).mkdir(exist_ok=True)
+                    (job.out / folder / f"{index:06d}.png").write_bytes(_png(pixels))
             rows.append(_row(index, scene, state, seen, seed=job.seed))
     write_atomic(_part_path(job), lambda handle: pq.write_table(pa.Table.from_pylist(rows), handle))
 

@@ -66,7 +66,7 @@ def record_episodes(
         StorageError: `out` exists (and not `force`), or cannot be written.
         MissingExtraError: PyBullet is not installed.
 
-    Cost: about 0.3 s per episode at 112 px, 1 s at 384 px, on one core.
+    Cost: 0.3 s of one core's time per episode at 112 px, 1.3 s at 384 px.
     """
     _check(n_episodes, task=task, failures=failures, image_px=image_px)
     numbers = progress(range(n_episodes), desc=f"record {task}", unit="episode", quiet=quiet)
