@@ -204,7 +204,7 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path: Path) -> None:
         process = multiprocessing.get_context("fork").Process(
             target=run_capture,
             args=(out,),
-            kwargs={**settings, "model": FakeModel(delay_secs=0.003), "resume": True},
+            kwargs={**settings, "model": FakeModel(delay_secs=0.01), "resume": True},
         )
         process.start()
         process.join(timeout=float(rng.uniform(0.02, 0.3)))
@@ -213,7 +213,7 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path: Path) -> None:
         process.kill()
         process.join()
         n_killed += 1
-    assert n_killed >= 3, "the test must kill to mean anything"
+    assert n_killed >= 2, "the test must kill to mean anything"
     run_capture(out, **settings, resume=True)
     assert tree(out) == tree(whole)
     assert Run.open(out).verify().ok
@@ -470,6 +470,21 @@ def test_plan_sizes_are_those_of_the_run(tmp_path: Path) -> None:
     assert sum(p.stat().st_size for p in chunks) == plan.acts_bytes == 17 * 16 * 7 * 2 * 2
     assert plan.n_blocks == 4 and "vision.1" in str(plan) and plan.free_bytes
     json.dumps(plan.as_dict())
+
+
+def test_sites_without_tokens_are_refused(tmp_path: Path) -> None:
+    model = FakeModel()
+    real = model.prepare
+
+    def blind(items: Any, **more: Any) -> Any:
+        batch = real(items, **more)
+        del batch.layouts["language"]
+        return batch
+
+    model.prepare = blind  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"'language\.0' needs language tokens.*prompt"):
+        run_capture(tmp_path / "r", model=model)
+    assert not (tmp_path / "r").exists()
 
 
 def test_width_that_only_a_forward_pass_can_tell(tmp_path: Path) -> None:
