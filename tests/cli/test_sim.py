@@ -62,11 +62,21 @@ def test_rollout_counts_and_says_how_it_failed(monkeypatch, tmp_path, capsys):
         name = "statue"
 
     monkeypatch.setattr(api, "load", lambda name, *, device: Model())
-    monkeypatch.setattr(policy, "VLAPolicy", lambda model: lambda rgb, text: np.zeros(4, np.float32))
+
+    class Still:
+        n_malformed = 0
+
+        def __init__(self, model, *, malformed):
+            assert malformed == "hold"  # a malformed reply must not end the count
+
+        def __call__(self, rgb, text):
+            return np.zeros(4, np.float32)
+
+    monkeypatch.setattr(policy, "VLAPolicy", Still)
     assert main(["sim", "rollout", "statue", "--episodes", "2", "--seed", "11", "--json", "-q"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["n"], facts["successes"], facts["model"], facts["seed"]) == (2, 0, "statue", 11)
-    assert sum(facts["failure_labels"].values()) == 2
+    assert sum(facts["failure_labels"].values()) == 2 and facts["malformed_replies"] == 0
     low, high = facts["wilson_interval"]
     assert low == 0
     assert high == pytest.approx(0.6576, abs=1e-3)  # Wilson's formula for 0 of 2
