@@ -132,9 +132,10 @@ def make_cut(
                     prompt=prompt,
                     labels={
                         "success": good,
-                        "failure": "none" if good else "wrong_object",
-                        "target": "red fragile",
-                        "event_grasp": n_steps // 2,
+                        "outcome": "success" if good else "wrong_object",
+                        "target_colour": "red",
+                        "event.grasp": n_steps // 2,
+                        "holding": 1 if step > n_steps // 2 else -1,
                     },
                     mask_names={"segmentation": {2: "gripper", 4: "red fragile", 5: "blue rigid"}},
                     episode=episode,

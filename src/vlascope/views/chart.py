@@ -144,10 +144,10 @@ def episode_chart(track: EpisodeTrack) -> Chart | None:
 
 
 def _nice_step(span: float) -> float:
-    """Return a step of 1, 2 or 5 times a power of ten that divides `span` into at most five."""
+    """Return a step of 1, 2 or 5 times a power of ten that divides `span` into at most six."""
     if span <= 0:
         return 1.0
-    raw = span / 4
+    raw = span / 6
     power = 10.0 ** np.floor(np.log10(raw))
     return float(next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999))
 

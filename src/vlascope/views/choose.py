@@ -24,9 +24,11 @@ def episodes_of(run: Run) -> dict[int, list[int]]:
 
 
 def spread(values: Sequence[int], *, n: int) -> list[int]:
-    """Return up to `n` of `values`, evenly spread, with the first and the last."""
+    """Return up to `n` of `values`, evenly spread, with the first and the last (the middle one when n is 1)."""
     if len(values) <= n:
         return list(values)
+    if n == 1:
+        return [values[len(values) // 2]]
     return [values[i] for i in np.unique(np.round(np.linspace(0, len(values) - 1, n)).astype(int))]
 
 
@@ -43,13 +45,9 @@ def choose_items(run: Run, *, n: int, among: Sequence[int] | None = None) -> lis
     episodes = [ids for ids in episodes if ids]
     if not episodes:
         return spread(sorted(allowed), n=n)
-    per_episode = max(1, n // len(episodes))
-    return [i for ids in spread_groups(episodes, n=n) for i in spread(ids, n=per_episode)]
-
-
-def spread_groups(groups: Sequence[list[int]], *, n: int) -> list[list[int]]:
-    """Return up to `n` of `groups`, evenly spread."""
-    return [groups[i] for i in spread(range(len(groups)), n=n)]
+    shown = [episodes[i] for i in spread(range(len(episodes)), n=n)]
+    each, rest = divmod(n, len(shown))
+    return [i for e, ids in enumerate(shown) for i in spread(ids, n=each + (e < rest))]
 
 
 def check_items(run: Run, items: Sequence[int]) -> list[int]:
@@ -75,11 +73,11 @@ def item_title(run: Run, item: int) -> str:
     return f"episode {row.episode}, step {row.step}"
 
 
-def item_note(run: Run, item: int) -> str:
+def item_note(run: Run, item: int, *, with_prompt: bool = True) -> str:
     """Return what stands in small type beside an item: time, instruction, and how its episode ended."""
     row = run.items[item]
     notes = [f"{row.time_secs:.1f} s"] if row.time_secs is not None and row.episode is not None else []
-    if row.prompt:
+    if row.prompt and with_prompt:
         notes.append(f"“{row.prompt}”")
     if row.labels.get("success") is not None:
         notes.append(outcome_text(row.labels))
@@ -90,5 +88,5 @@ def outcome_text(labels: Mapping[str, Scalar]) -> str:
     """Return how an episode with these labels ended, in words."""
     if labels.get("success"):
         return "success"
-    reason = labels.get("failure")
+    reason = labels.get("outcome") or labels.get("failure")
     return f"failure: {str(reason).replace('_', ' ')}" if reason else "failure"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
@@ -13,18 +14,19 @@ if TYPE_CHECKING:
 
 
 def model_name(run: Run) -> str:
-    """Return the name of the model that a run was captured from."""
+    """Return the name of the model that a run was captured from (of a folder its last part)."""
     model = run.config.get("model", run.info.get("model"))
-    if isinstance(model, Mapping):
-        return str(model.get("name", "unnamed model"))
-    return str(model) if model else "unnamed model"
+    name = str(model.get("name", "unnamed model") if isinstance(model, Mapping) else model or "unnamed model")
+    # A checkpoint in a folder goes by the folder's name: pictures are shared, paths of a machine are not.
+    return Path(name).name if name.startswith(("/", ".", "~")) else name
 
 
 def model_revision(run: Run) -> str | None:
     """Return the revision (or fingerprint) of the model, None where the run does not say."""
     model = run.config.get("model", run.info.get("model"))
     if isinstance(model, Mapping):
-        value = model.get("revision") or model.get("fingerprint")
+        revision = model.get("revision")
+        value = model.get("fingerprint") if revision in (None, "local", "embedded") else revision
         return str(value) if value else None
     return None
 

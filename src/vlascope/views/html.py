@@ -60,9 +60,17 @@ def jpeg_uri(image_hw3: NDArray[np.uint8], *, max_side: int, quality: int = 88) 
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
+    data = jpeg_bytes(np.asarray(picture), quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def jpeg_bytes(image_hw3: NDArray[np.uint8], *, quality: int = 88) -> bytes:
+    """Return an image as a JPEG file without colour subsampling (small images keep their coloured edges)."""
+    from PIL import Image
+
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    Image.fromarray(image_hw3).save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return buffer.getvalue()
 
 
 def array_base64(values: NDArray[Any]) -> str:

@@ -145,6 +145,7 @@ class Video:
         height: Pixels.
         n_frames: Frames.
         fps: Frames per second of playback.
+        poster: The first frame as a JPEG file, shown before the video plays.
         params: What it shows and how that was computed; also in the file's metadata ("comment").
     """
 
@@ -153,6 +154,7 @@ class Video:
     height: int
     n_frames: int
     fps: float
+    poster: bytes
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path | str) -> Path:
@@ -172,6 +174,12 @@ class Video:
         import base64
 
         return "data:video/mp4;base64," + base64.b64encode(self.data).decode()
+
+    def poster_uri(self) -> str:
+        """Return the first frame as a data: URI."""
+        import base64
+
+        return "data:image/jpeg;base64," + base64.b64encode(self.poster).decode()
 
     def _repr_html_(self) -> str:
         return (

@@ -21,8 +21,8 @@ from .grid import split_names
 from .html import asset, render
 from .pack import PanelView, TokenPack, region_boxes
 from .picture import params_json
-from .robot import EpisodeTrack, action_pieces, answer_text, episode_track
-from .story import Concepts, episode_concepts, named_region, object_regions
+from .robot import MOVES, EpisodeTrack, action_pieces, answer_text, episode_track
+from .story import Concepts, episode_concepts, held_spans, named_region, object_regions, region_title
 from .style import css_color
 from .tokens import TokenIndex
 from .video import video
@@ -91,6 +91,7 @@ class EpisodeView:
     failed: bool
     facts: tuple[tuple[str, str], ...]
     video: str | None
+    poster: str | None
     video_fps: float
     video_wh: tuple[int, int]
     n_steps: int
@@ -104,6 +105,7 @@ class StoryView:
     episode: EpisodeView
     headline: str
     named: str | None
+    named_title: str
     named_how: str
     frames: tuple[tuple[PanelView, PanelView, str, str], ...]  # camera, overlay, caption, what was done
     concepts: Concepts | None
@@ -139,7 +141,7 @@ def find_cut(run: Run) -> CutResult | None:
         best = max(best, key) if best else key
     if best is None:
         return None
-    return CutResult.load(folder / best[2])
+    return CutResult.load(folder / best[2], run=run)
 
 
 def report(
@@ -344,6 +346,7 @@ class _Builder:
                     failed=track.labels.get("success") is False,
                     facts=tuple(self._episode_facts(track)),
                     video=uri,
+                    poster=clip.poster_uri(),
                     video_fps=clip.fps,
                     video_wh=(clip.width, clip.height),
                     n_steps=len(track.items),
@@ -363,12 +366,29 @@ class _Builder:
             facts.append(("Gripper", f"{text}; closed in {len(when)} of {n} steps"))
         if track.events:
             facts.append(("Events", ", ".join(f"{name} at step {step}" for name, step in track.events)))
+        if any("holding" in self.run.items[i].labels for i in track.items):
+            spans = held_spans(self.run, track.items, object_regions(self.run, track.items, mask=_MASK))
+            held: dict[str, list[str]] = {}
+            for name, first, last in spans:
+                held.setdefault(region_title(name), []).append(
+                    f"{first}–{last}" if last > first else f"{first}"
+                )
+            text = "; ".join(f"the {name} in steps {', '.join(steps)}" for name, steps in held.items())
+            facts.append(("Held", text or "nothing at any step"))
         agreement = self._agreement(track)
         if agreement:
             facts.append(("Answers", agreement))
-        hidden = {"success", "failure"}
         for name, value in track.labels.items():
-            if name not in hidden and not name.startswith("event") and isinstance(value, str) and value:
+            is_shown = name.split("_")[0] not in (
+                "success",
+                "failure",
+                "outcome",
+                "target",
+                "scene",
+                "sim",
+                "event",
+            )
+            if is_shown and isinstance(value, str) and 0 < len(value) <= 40 and not name.startswith("event."):
                 facts.append((name.replace("_", " ").capitalize(), value.replace("_", " ")))
         return facts
 
@@ -381,14 +401,14 @@ class _Builder:
         said = np.stack(vectors)
         if said.shape != track.action.shape:
             return ""
-        gap = np.abs(said - track.action).max(axis=1)
-        n_same = int((gap < 1e-4).sum())
-        if n_same == len(gap):
-            return f"the model's answers equal the recorded actions in all {len(gap)} steps"
-        return (
-            f"the model's answers equal the recorded actions in {n_same} of {len(gap)} steps "
-            f"(largest gap {gap.max():.3g})"
-        )
+        gap = np.abs(said - track.action)
+        same = gap.max(axis=1) < 1e-4
+        text = f"given these frames again, the model answers the recorded action in {same.sum()} of {len(same)} steps"
+        moves = [i for i, name in enumerate(track.action_names) if name in MOVES]
+        if not same.all() and moves:
+            largest = 100 * gap[:, moves].max()
+            text += f"; elsewhere its move differs by up to {largest:.1f} cm (the frames are stored as video)"
+        return text
 
     # ---- the failure --------------------------------------------------------------------------------------
 
@@ -406,6 +426,7 @@ class _Builder:
                 failed=True,
                 facts=known,
                 video=None,
+                poster=None,
                 video_fps=1.0,
                 video_wh=(16, 9),
                 n_steps=len(track.items),
@@ -429,6 +450,7 @@ class _Builder:
             episode=view,
             headline=f"{view.title} — {view.outcome}",
             named=named,
+            named_title=region_title(named) if named else "",
             named_how=_HOW.get(how, ""),
             frames=tuple(self._key_frames(track, named=named, others=others)),
             concepts=concepts,
@@ -474,13 +496,16 @@ class _Builder:
             own = layer.regions[concepts.named]
             if not own.shares:
                 lines.append(
-                    (None, f"At {site} no patch lies at least half inside the {concepts.named} object.")
+                    (
+                        None,
+                        f"At {site} no patch lies at least half inside the {region_title(concepts.named)}.",
+                    )
                 )
                 continue
             cluster, share = own.shares[0]
             color = css_color(tuple(self.colors[concepts.k][cluster].tolist()))
             text = (
-                f"At {site} the {concepts.named} object is mostly concept {cluster + 1} of {concepts.k} "
+                f"At {site} the {region_title(concepts.named)} is mostly concept {cluster + 1} of {concepts.k} "
                 f"({100 * share:.0f} % of its {own.n_patches} patches over all frames)."
             )
             lines.append((color, text))
@@ -518,7 +543,9 @@ class _Builder:
                 self.pack.panel(item, site=s, label=f"{s}, {name}", where=f"{s} · {name}")
                 for s in self.index.patch_sites()
             ]
-            rows.append(Row(title=name, note=item_note(self.run, item), panels=tuple(panels)))
+            rows.append(
+                Row(title=name, note=item_note(self.run, item, with_prompt=False), panels=tuple(panels))
+            )
         return rows
 
     def _words(self) -> list[WordBlock]:

@@ -32,7 +32,7 @@ class EpisodeTrack:
             answer; None when neither is known.
         action_names: A name per column of `action`.
         source: "recorded" or "answered by the model".
-        events: Step at which each named event happened, in order of time.
+        events: What happened and at which step, in order of time; what happened at one step is joined by commas.
         labels: Facts about the episode (of its last frame).
     """
 
@@ -98,7 +98,11 @@ def episode_track(run: Run, *, episode: int, items: Sequence[int]) -> EpisodeTra
     elif len(answered) == len(rows):
         action, source = np.stack(answered), "answered by the model"
     if action is not None and len(names) != action.shape[1]:
-        names = (*MOVES, "grip") if action.shape[1] == 4 and _is_mini(run) else _numbered(action.shape[1])
+        names = (
+            (*MOVES, "grip")
+            if action.shape[1] == 4 and _is_own_simulator(run)
+            else _numbered(action.shape[1])
+        )
     return EpisodeTrack(
         episode=episode,
         items=tuple(items),
@@ -113,10 +117,9 @@ def episode_track(run: Run, *, episode: int, items: Sequence[int]) -> EpisodeTra
     )
 
 
-def _is_mini(run: Run) -> bool:
-    """Whether the data come from this package's own simulator, whose four action columns are known."""
-    masks = run.items[0].mask_names.get("segmentation", {})
-    return "gripper" in masks.values() and "target" in run.items[0].labels
+def _is_own_simulator(run: Run) -> bool:
+    """Whether the items come from `vlascope.sim`, whose four action columns are known."""
+    return "sim_task" in run.items[0].labels
 
 
 def _numbered(n: int) -> tuple[str, ...]:
@@ -131,7 +134,10 @@ def _events(labels: Mapping[str, Scalar]) -> tuple[tuple[str, int], ...]:
             continue
         if value >= 0:
             found.append((key[len(prefix) :].replace("_", " "), int(value)))
-    return tuple(sorted(found, key=lambda e: (e[1], e[0])))
+    at: dict[int, list[str]] = {}
+    for name, step in sorted(found):
+        at.setdefault(step, []).append(name)
+    return tuple((", ".join(names), step) for step, names in sorted(at.items()))
 
 
 def action_pieces(track: EpisodeTrack, index: int) -> list[str]:

@@ -81,9 +81,12 @@ class Concepts:
 
 
 def object_regions(run: Run, items: Sequence[int], *, mask: str = "segmentation") -> tuple[str, ...]:
-    """Return the names of the objects in the masks of some items, in order of first appearance."""
-    names = {name: None for i in items for name in run.mask_names(i, mask).values()}
-    return tuple(n for n in names if n.lower() not in NOT_OBJECTS)
+    """Return the names of the objects in the masks of some items, in order of their mask values."""
+    names: dict[str, int] = {}
+    for i in items:
+        for value, name in run.mask_names(i, mask).items():
+            names.setdefault(name, value)
+    return tuple(n for n in sorted(names, key=lambda n: names[n]) if n.lower() not in NOT_OBJECTS)
 
 
 def named_region(
@@ -91,21 +94,45 @@ def named_region(
 ) -> tuple[str | None, str]:
     """Return which region the instruction means, and how that is known.
 
-    A label "target" that equals a region's name (or names it in other words) comes first; else the region whose
-    name shares most words with the instruction, if that is one region only.
+    Labels called "target" or "target_..." come first: one that is a region's name, or else the region that shares
+    most words with them. Without such labels it is the region that shares most words with the instruction. Where two
+    regions fit equally well none is named.
 
     Returns:
         (region, "label" or "instruction"), or (None, "") when it cannot be told.
     """
-    target = labels.get("target")
-    if isinstance(target, str):
-        if target in regions:
-            return target, "label"
-        best = _best_match(target, regions)
-        if best is not None:
-            return best, "label"
+    words = [v for name, v in labels.items() if name.split("_")[0] == "target" and isinstance(v, str)]
+    exact = [v for v in words if v in regions]
+    best = exact[0] if exact else _best_match(" ".join(words), regions)
+    if best is not None:
+        return best, "label"
     best = _best_match(prompt or "", regions)
     return (best, "instruction") if best is not None else (None, "")
+
+
+def region_title(region: str) -> str:
+    """Return how a sentence calls a region: "red fragile" and "red fragile object" are both "red fragile object"."""
+    return region if region.lower().endswith(" object") else f"{region} object"
+
+
+def held_spans(run: Run, items: Sequence[int], regions: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return (object, first step, last step) of every stretch in which the frame label "holding" names an object.
+
+    The label counts the objects from 0 in the order of their mask values; -1 stands for none.
+    """
+    spans: list[tuple[str, int, int]] = []
+    last = -1
+    for item in items:
+        row = run.items[item]
+        value = row.labels.get("holding")
+        held = value if isinstance(value, int) and 0 <= value < len(regions) else -1
+        step = int(row.step or 0)
+        if held >= 0 and held == last:
+            spans[-1] = (spans[-1][0], spans[-1][1], step)
+        elif held >= 0:
+            spans.append((regions[held], step, step))
+        last = held
+    return spans
 
 
 def _best_match(text: str, regions: Sequence[str]) -> str | None:

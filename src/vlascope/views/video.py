@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..errors import InputError
 from .choose import episodes_of, outcome_text
 from .describe import footer, picture_params
 from .grid import first_camera
+from .html import jpeg_bytes
 from .panels import color_panel, coverage, input_panel, overlay_panel
 from .picture import Video, params_json
 from .robot import EpisodeTrack, action_pieces, answer_text, episode_track
@@ -68,17 +70,25 @@ def video(
     if not index.has_patches(site):
         raise InputError(f"site '{site}' has no image patches in this cut; use .words() to draw its tokens.")
     track = _track(cut, episode, index.items_of(site))
-    first = cut.run.image(track.items[0])
-    size = video_panel_size((first.shape[1], first.shape[0]), width=panel_width)
+    image = cut.run.image(track.items[0])
+    size = video_panel_size((image.shape[1], image.shape[0]), width=panel_width)
     fps, speed = _timing(track, speed)
     params = picture_params(
         cut, view="video", sites=[site], episode=track.episode, upsample=upsample, speed=speed
     )
     band = _Band(cut, track, site=site, size=size, theme=theme, speed=speed, footer=footer(params))
     frames = _frames(cut, index, track, band, site=site, size=size, upsample=upsample, theme=theme)
+    first = next(frames)
+    frames = itertools.chain([first], frames)
     data = encode_h264(frames, fps=fps, crf=crf, comment=params_json(params))
     return Video(
-        data=data, width=band.width, height=band.height, n_frames=len(track.items), fps=fps, params=params
+        data=data,
+        width=band.width,
+        height=band.height,
+        n_frames=len(track.items),
+        fps=fps,
+        poster=jpeg_bytes(first),
+        params=params,
     )
 
 
