@@ -514,7 +514,7 @@ def test_ctrl_c_from_the_keyboard(tmp_path: Path) -> None:
     while not list((tmp_path / "r" / "blocks").glob("*.ok")):
         assert child.poll() is None, child.communicate()[1]
     child.send_signal(signal.SIGINT)
-    _, stderr = child.communicate(timeout=20)
+    _, stderr = child.communicate(timeout=120)
     assert child.returncode != 0 and "blocks are safe" in stderr
     assert read_info(tmp_path / "r")["status"] == "interrupted"
     run_capture(tmp_path / "r", n=41, batch_size=2, block_items=3, resume=True)

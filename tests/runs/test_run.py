@@ -49,19 +49,21 @@ def acts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Acts(path, "s", rows_per_block=rows, width=3, dtype=request.param), whole
 
 
+@settings(deadline=None)
 @given(key=st.slices(13))
 def test_slices_like_numpy(acts: tuple[Acts, np.ndarray], key: slice) -> None:
     lazy, whole = acts
     np.testing.assert_array_equal(lazy[key], whole[key])
 
 
+@settings(deadline=None)
 @given(rows=st.lists(st.integers(-13, 12), max_size=30))
 def test_rows_like_numpy(acts: tuple[Acts, np.ndarray], rows: list[int]) -> None:
     lazy, whole = acts
     np.testing.assert_array_equal(lazy[np.array(rows, np.int64)], whole[np.array(rows, np.int64)])
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(mask=st.lists(st.booleans(), min_size=13, max_size=13))
 def test_masks_like_numpy(acts: tuple[Acts, np.ndarray], mask: list[bool]) -> None:
     lazy, whole = acts
