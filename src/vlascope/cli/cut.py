@@ -84,16 +84,14 @@ def draw(args: Common, captured: Run, cut: Cut, *, n_items: int, with_video: boo
     with_words = [name for name, part in parts.items() if has_kind(captured, part, "text")]
     paths: list[Path] = []
     if with_patches:
-        paths.append(cut.grid(site=with_patches[-1], items=chosen).save(figures / "grid.png"))
+        paths.append(cut.grid(items=chosen).save(figures / "grid.png"))
         paths.append(cut.strip(items=chosen, sites=with_patches).save(figures / "strip.png"))
     if with_words:
         paths.append(cut.words(items=chosen).save(figures / "words.html"))
     episodes = sorted({row.episode for row in captured.items if row.episode is not None})
     for episode in episodes if with_video and with_patches else ():
         say(args, f"drawing episode {episode}")
-        paths.append(
-            cut.video(episode=episode, site=with_patches[-1]).save(videos / f"episode-{episode:04d}.mp4")
-        )
+        paths.append(cut.video(episode=episode).save(videos / f"episode-{episode:04d}.mp4"))
     return paths
 
 

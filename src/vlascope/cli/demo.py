@@ -11,6 +11,7 @@ from ._main import OK
 
 MODEL, DATA = "mini-vla", "demo"
 SITES = ("vision.*", "projector", "language.*")
+DEFAULT_OUT = Path("runs/demo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +32,40 @@ def run(args: Args) -> int:
     from .cut import draw
 
     started = time.monotonic()
-    out = args.out or Path("runs/demo")
+    out = args.out or DEFAULT_OUT
     model = api.load(MODEL)
     items = api.items(DATA)
+    episodes = {item.episode: item for item in items}
     say(
         args,
-        f"1/4  {MODEL}: {model.n_parameters / 1e6:.1f} M parameters; {len(items)} frames of two episodes",
+        f"1/4  {MODEL}: {model.n_parameters / 1e6:.1f} M parameters; {len(items)} frames, {len(episodes)} episodes:",
     )
-    say(args, f"2/4  reading {', '.join(SITES)} into {out}")
-    captured = api.capture(model, items, sites=SITES, out=out, seed=args.seed, force=True, quiet=args.quiet)
-    say(args, f"3/4  one cut over {len(captured.sites)} layers, one palette")
+    for item in episodes.values():
+        say(args, f'     "{item.prompt}": {"success" if item.labels.get("success") else "failure"}')
+    say(args, f"2/4  reading the tokens of {', '.join(SITES)} into {out}")
+    captured = api.capture(
+        model,
+        items,
+        sites=SITES,
+        out=out,
+        seed=args.seed,
+        # The demo's own place is made anew each time; a place that the user names is never emptied.
+        force=args.out is None,
+        quiet=args.quiet,
+        command=(
+            "vlascope",
+            "capture",
+            MODEL,
+            DATA,
+            "--sites",
+            *SITES,
+            "--seed",
+            str(args.seed),
+            "-o",
+            str(out),
+        ),
+    )
+    say(args, f"3/4  cutting {len(captured.sites)} layers together, with one palette")
     cut = api.cut(captured, sites=tuple(captured.sites), seed=args.seed)
     paths = draw(args, captured, cut, n_items=8, with_video=True)
     say(args, "4/4  writing the report")
