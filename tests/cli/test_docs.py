@@ -83,3 +83,16 @@ def test_make_targets_in_the_docs_exist():
         for target in re.findall(r"^make (\w+)|`make (\w+)`", page.read_text(encoding="utf-8"), flags=re.M):
             name = "".join(target)
             assert re.search(rf"^{name}:", makefile, flags=re.M), f"{page.name}: no target '{name}'"
+
+
+def test_the_example_of_an_own_model_captures(tmp_path):
+    import numpy as np
+
+    import vlascope as vs
+
+    ((_, text),) = [block for block in blocks("python") if "own-model" in block[0]]
+    names: dict = {}
+    exec(compile(text, "own-model.md", "exec"), names)
+    image = np.random.default_rng(0).integers(0, 255, (37, 53, 3), dtype=np.uint8)
+    run = vs.capture(names["model"], vs.items([image]), sites="*", out=tmp_path / "run", quiet=True)
+    assert {name: run.acts(name).shape for name in run.sites} == {"0": (784, 16), "2": (784, 32)}
