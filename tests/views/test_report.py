@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from vlascope.errors import InputError, SiteNotFoundError
+from vlascope.views import report
+from vlascope.views import report as report_function
+from vlascope.views.tokens import TokenIndex
+
+
+@pytest.fixture(scope="module")
+def page(cut):
+    return report(cut, n_items=4, n_videos=2)
+
+
+class Reader(HTMLParser):
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_nothing_comes_from_outside(page):
+    for tag, attributes in Reader(page.html).tags:
+        for name in ("src", "href", "poster", "srcset", "data"):
+            value = attributes.get(name) or ""
+            assert not value or value.startswith(("data:", "#")), (tag, name, value[:60])
+    assert not re.search(r"url\((?!data:)", page.html)
+    assert "@import" not in page.html
+    assert "default-src 'none'" in page.html
+
+
+def test_begins_with_what_was_run_then_the_failure(page):
+    order = [page.html.index(text) for text in ("<h1>", 'id="failure"', 'id="concepts"', 'id="layers"', 'id="words"',
+             'id="episodes"', 'id="measures"', 'id="warnings"', 'id="reproduce"')]  # fmt: skip
+    assert order == sorted(order)
+    text = " ".join(" ".join(Reader(page.html).text).split())
+    assert "failure: wrong object" in text
+    assert "The instruction names the red fragile object" in text
+    assert "the blue rigid object in steps 5–7" in text
+    assert "k-means on raw pixels" in text and "95 % interval" in text
+    assert "far from every landmark" in text  # the health note of the cut
+    assert "vlascope cut" in text and "--seed 0" in text
+
+
+def test_same_cut_gives_the_same_page(cut, page):
+    assert report_function(cut, n_items=4, n_videos=2).html == page.html
+
+
+def test_a_success_needs_no_story(tmp_path):
+    from fakes import make_cut
+
+    html = report(make_cut(tmp_path, n_episodes=1, n_steps=3, n_vision=1, n_language=1), n_videos=0).html
+    assert 'id="failure"' not in html and 'id="concepts"' in html
+
+
+def test_photographs_without_masks_or_words(tmp_path):
+    from dataclasses import replace
+
+    from fakes import make_cut
+
+    made = make_cut(tmp_path, n_episodes=1, n_steps=3, n_vision=2, n_language=0)
+    made.run.items = [
+        replace(row, item_id=f"{i}.jpg", episode=None, step=None, time_secs=None, prompt=None, labels={},
+                mask_names={}, action=None, state=None) for i, row in enumerate(made.run.items)
+    ]  # fmt: skip
+    made.run.masks, made.run.responses = None, []
+    html = report(made).html
+    assert "1.jpg" in html and 'id="measures"' not in html and "<video" not in html
+
+
+def test_text_is_shown_and_not_run(tmp_path):
+    from fakes import make_cut
+
+    made = make_cut(
+        tmp_path, n_steps=2, n_vision=1, n_language=1, prompt="</script><script>alert(1)</script>"
+    )
+    made.run.config["model"]["name"] = "<img src=x onerror=alert(2)>"
+    html = report(made).html
+    assert "<script>alert" not in html and "<img src=x" not in html
+
+
+def test_packed_tokens_give_the_cosine_similarity(cut, page):
+    data = json.loads(re.search(r'<script id="tokens"[^>]*>(.*?)</script>', page.html, re.S).group(1))  # type: ignore[union-attr]
+    vectors = np.frombuffer(base64.b64decode(data["vectors"]), np.int8).reshape(data["n"], data["n_eig"])
+    grids = [a for tag, a in Reader(page.html).tags if tag == "div" and "data-o" in a]
+    where = [a["data-where"] for tag, a in Reader(page.html).tags if "data-where" in a]
+    number = where.index("language.1 · episode 0, step 0")
+    assert len(grids) == len(where)
+    rows, cols, offset = (int(grids[number][k]) for k in ("data-r", "data-c", "data-o"))
+    (grid,) = TokenIndex(cut).patches("language.1", 0)
+    assert (rows, cols) == (grid.rows, grid.cols)
+    exact = cut.eigvecs[grid.index_rc.reshape(-1)]
+    exact = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+    packed = vectors[offset : offset + rows * cols].astype(float) / 127
+    assert np.abs(packed @ packed.T - exact @ exact.T).max() < 0.03
+
+
+def test_warns_of_images_without_structure_and_lost_items(tmp_path):
+    from fakes import make_cut
+
+    made = make_cut(tmp_path, n_steps=2, n_episodes=1, n_vision=1, n_language=0)
+    made.labels[10][:] = 3
+    made.run.info["n_failed"] = 2
+    warnings = report(made, n_videos=0).warnings
+    assert any("all patches are one concept" in w for w in warnings)
+    assert any("2 items could not be read" in w for w in warnings)
+
+
+def test_too_large_a_page_is_refused(cut, monkeypatch):
+    import sys
+
+    module = sys.modules["vlascope.views.report"]
+    monkeypatch.setattr(module, "MAX_BYTES", 50_000)
+    with pytest.raises(InputError, match="n_items"):
+        report(cut, n_items=4, n_videos=0)
+
+
+def test_bad_arguments(cut, page, tmp_path):
+    with pytest.raises(SiteNotFoundError):
+        report(cut, site="vision.99")
+    with pytest.raises(InputError, match="K=3"):
+        report(cut, k=3)
+    with pytest.raises(InputError, match=r"\.html"):
+        page.save(tmp_path / "report.pdf")
+
+
+CLICK = """
+<script>addEventListener('load', () => setTimeout(() => {
+  const grid = document.querySelectorAll('#concepts .grid')[1], box = grid.getBoundingClientRect();
+  const at = {clientX: box.left + box.width * 0.3, clientY: box.top + box.height * 0.65, bubbles: true};
+  grid.dispatchEvent(new PointerEvent('pointermove', at));
+  grid.dispatchEvent(new MouseEvent('click', at));
+  const [bar, tip] = ['bar', 'tip'].map((id) => document.getElementById(id).innerText);
+  document.title = `BAR ${bar} TIP ${tip}`;
+}, 300));
+addEventListener('error', (e) => { document.title = 'ERROR ' + e.message; });</script></body>"""
+
+
+@pytest.mark.browser
+def test_click_shows_similarity_in_a_browser(page, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine; .ci/run installs one")
+    path = tmp_path / "report.html"
+    path.write_text(page.html.replace("</body>", CLICK))
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000",
+         "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.S).group(1)  # type: ignore[union-attr]
+    assert title.startswith("BAR Bright is similar to vision.2"), title
+    assert "concept" in title.split("TIP")[1]
