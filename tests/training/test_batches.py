@@ -166,3 +166,19 @@ def test_smoke_training_learns(tmp_path: Path) -> None:
     report = smoke(tmp_path, settings_path=DEFAULT_PATH, n_frames=48, n_updates=12)
     assert report["last"] < 0.85 * report["first"]
     assert (tmp_path / "final" / "model.safetensors").stat().st_size < 8e6
+
+
+def test_sampling_shares(tmp_path: Path) -> None:
+    fake_frames(tmp_path, n=11, seed=1)
+    shard = tmp_path / "shard-00001"
+    np.save(shard / "source.npy", np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2], dtype=np.uint8))
+    np.save(shard / "holding.npy", np.array([-1, -1, 0, 1, -1, -1, 0, 1, -1, 0, 1], dtype=np.int8))
+    frames = Frames([tmp_path], patch_px=8)
+    rows = frames.sample(
+        4000, physics_share=0.25, held_share=0.4, own_share=0.2, rng=np.random.default_rng(0)
+    )
+    source = np.load(shard / "source.npy")[rows]
+    held = np.load(shard / "holding.npy")[rows] >= 0
+    assert (source == 2).mean() == pytest.approx(0.2, abs=0.03)
+    assert (source == 1).mean() == pytest.approx(0.25 * 0.8, abs=0.03)
+    assert held[source < 2].mean() == pytest.approx(0.4, abs=0.04)

@@ -31,6 +31,7 @@ ARRAYS = (
 ).split()
 PAD_SEG = 3  # segmentation id of the goal pad; objects are 4 + i
 N_SEG = 8
+OWN = 4  # group of the frames that the model reached by itself
 
 
 class Frames:
@@ -45,8 +46,8 @@ class Frames:
         self.folders, self.patch_px, self.correlated = folders, patch_px, correlated
         self.shards: list[dict[str, np.ndarray]] = []
         self.index = np.zeros((0, 2), dtype=np.int64)  # shard, row
-        self._group = np.zeros(0, dtype=np.uint8)  # 1: physics, 2: something is held
-        self._groups: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * 4
+        self._group = np.zeros(0, dtype=np.uint8)  # 1: physics, 2: something is held, OWN
+        self._groups: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * (OWN + 1)
         self._seen: set[Path] = set()
         self.scan()
 
@@ -75,9 +76,9 @@ class Frames:
         if self.correlated:
             rows = rows[follows_correlation(shard["colour"], shard["material"])]
         self.index = np.concatenate([self.index, np.stack([np.full(len(rows), len(self.shards)), rows], 1)])
-        group = (shard["source"] == 1) + 2 * (shard["holding"] >= 0)
+        group = np.where(shard["source"] == 2, OWN, (shard["source"] == 1) + 2 * (shard["holding"] >= 0))
         self._group = np.concatenate([self._group, group[rows].astype(np.uint8)])
-        self._groups = [np.flatnonzero(self._group == g) for g in range(4)]
+        self._groups = [np.flatnonzero(self._group == g) for g in range(OWN + 1)]
         self.shards.append(shard)
 
     def frame(self, i: int) -> dict[str, np.ndarray]:
@@ -86,15 +87,23 @@ class Frames:
         return {name: array[row] for name, array in self.shards[shard].items()}
 
     def sample(
-        self, n: int, *, physics_share: float, held_share: float, rng: np.random.Generator
+        self, n: int, *, physics_share: float, held_share: float, own_share: float, rng: np.random.Generator
     ) -> np.ndarray:
-        """`n` frame numbers with given shares of physics frames and of frames with an object in the hand."""
-        physics, held = rng.random(n) < physics_share, rng.random(n) < held_share
-        found = rng.integers(len(self), size=n)  # stays for a group that has no frames
-        for group in range(4):
-            wanted = (physics == bool(group & 1)) & (held == bool(group & 2))
-            rows = self._groups[group]
+        """`n` frame numbers with given shares of each kind of frame.
+
+        Args:
+            n: How many.
+            physics_share: Frames of disturbed expert episodes, among those that are not the model's own.
+            held_share: Frames with an object in the hand, likewise.
+            own_share: Frames that the model reached by itself.
+            rng: Source of all choices. A kind that has no frames is replaced by frames of any kind.
+        """
+        kind = (rng.random(n) < physics_share) + 2 * (rng.random(n) < held_share)
+        kind[rng.random(n) < own_share] = OWN
+        found = rng.integers(len(self), size=n)
+        for group, rows in enumerate(self._groups):
             if len(rows):
+                wanted = kind == group
                 found[wanted] = rows[rng.integers(len(rows), size=int(wanted.sum()))]
         return found
 

@@ -33,6 +33,7 @@ class BatchSettings:
     text_tokens: int
     physics_share: float
     held_share: float
+    own_share: float
     placing_weight: float
     keep_patches: int
     keep_until: float

@@ -131,7 +131,11 @@ class Trainer:
         share = self.elapsed / (60 * s.run.minutes)
         n_keep = s.batch.keep_patches if share < s.batch.keep_until else None
         rows = self.frames.sample(
-            s.run.batch, physics_share=s.batch.physics_share, held_share=s.batch.held_share, rng=rng
+            s.run.batch,
+            physics_share=s.batch.physics_share,
+            held_share=s.batch.held_share,
+            own_share=s.batch.own_share,
+            rng=rng,
         )
         batch = make_batch([self.frames.frame(i) for i in rows], settings=s.batch, rng=rng, n_keep=n_keep)
         loaded = time.perf_counter()
