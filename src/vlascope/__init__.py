@@ -37,8 +37,16 @@ __all__ = [
     "wrap",
 ]
 
-_HOMES = dict.fromkeys(("Cut", "capture", "cut", "load", "open_run", "report", "wrap"), ".api")
-_HOMES["VlascopeError"] = ".errors"
+_HOMES = {
+    "Cut": ".api",
+    "VlascopeError": ".errors",
+    "capture": ".api",
+    "cut": ".api",
+    "load": ".api",
+    "open_run": ".api",
+    "report": ".api",
+    "wrap": ".api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -79,6 +79,11 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 
+def count(n: int, noun: str) -> str:
+    """Return a number with its noun: "1 step", "2 steps"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def footer(params: Mapping[str, Any]) -> str:
     """Return the line under a picture: model, site, method, parameters, seed and share of tokens sampled."""
     cut = params["cut"]

@@ -14,18 +14,15 @@ import numpy as np
 from .._version import __version__
 from ..errors import InputError, StorageError
 from ..files import write_text
-from .chart import Chart, episode_chart
-from .choose import choose_items, episodes_of, item_note, item_title, outcome_text
-from .describe import footer, health_value, model_name, model_revision, picture_params, sampled_share
+from .choose import choose_items, episodes_of, item_note, item_title
+from .describe import count, footer, health_value, model_name, model_revision, picture_params, sampled_share
+from .episodes import EpisodeTeller
 from .grid import split_names
 from .html import asset, render
-from .pack import PanelView, TokenPack, region_boxes
+from .pack import PanelView, TokenPack
 from .picture import params_json
-from .robot import MOVES, EpisodeTrack, action_pieces, answer_text, episode_track
-from .story import Concepts, episode_concepts, held_spans, named_region, object_regions, region_title
 from .style import css_color
 from .tokens import TokenIndex
-from .video import video
 from .words import WordBlock, word_block
 
 if TYPE_CHECKING:
@@ -41,7 +38,6 @@ MAX_GRID_ROWS = 6
 
 _VIDEO_SHARE, _VECTOR_SHARE = 0.5, 0.3
 _MASK = "segmentation"
-_HOW = {"label": "known from the episode's label", "instruction": "read from the instruction"}
 
 
 @dataclass(frozen=True)
@@ -79,37 +75,6 @@ class Report:
 
     def __repr__(self) -> str:
         return f"Report({self.title!r}, {len(self.html) / 1e6:.1f} MB)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpisodeView:
-    """An episode as the page shows it."""
-
-    number: int
-    title: str
-    outcome: str
-    failed: bool
-    facts: tuple[tuple[str, str], ...]
-    video: str | None
-    poster: str | None
-    video_fps: float
-    video_wh: tuple[int, int]
-    n_steps: int
-    chart: Chart | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoryView:
-    """The failure with which the page begins."""
-
-    episode: EpisodeView
-    headline: str
-    named: str | None
-    named_title: str
-    named_how: str
-    frames: tuple[tuple[PanelView, PanelView, str, str], ...]  # camera, overlay, caption, what was done
-    concepts: Concepts | None
-    sentences: tuple[tuple[str | None, str], ...]  # colour of the concept that it speaks of, text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +166,11 @@ class _Builder:
 
     def build(self) -> Report:
         """Return the finished page."""
-        tracks = self._tracks()
-        episodes = self._episodes(tracks)
-        story = self._story(tracks, episodes)
+        teller = EpisodeTeller(self.pack, site=self.site, k=self.k, colors=self.colors[self.k])
+        tracks = teller.tracks()
+        episodes, warnings = teller.views(tracks, n_videos=self.n_videos, max_bytes=MAX_BYTES * _VIDEO_SHARE)
+        self.warnings += warnings
+        story = teller.story(tracks, episodes)
         told = story.episode.number if story else None
         grid_rows, strip_rows = self._grid_rows(), self._strip_rows()
         words = self._words()
@@ -270,7 +237,7 @@ class _Builder:
         ]
         revision = model_revision(run)
         n_episodes = len(episodes_of(run))
-        data = f"{run.n_items} {'frames of ' + _count(n_episodes, 'episode') if n_episodes else 'images'}"
+        data = f"{run.n_items} {'frames of ' + count(n_episodes, 'episode') if n_episodes else 'images'}"
         share = sampled_share(cut)
         method = [f"NCut, {cut.eigvecs.shape[1]} eigenvectors"]
         method += [
@@ -312,212 +279,6 @@ class _Builder:
                 words += [flag, str(cut.params[key])]
         return [*commands, shlex.join(words), shlex.join(["vlascope", "report", str(run.path)])]
 
-    # ---- episodes -----------------------------------------------------------------------------------------
-
-    def _tracks(self) -> list[EpisodeTrack]:
-        """Return all episodes, failures first."""
-        held = set(self.index.items_of(self.site))
-        tracks = []
-        for number, items in episodes_of(self.run).items():
-            inside = [i for i in items if i in held]
-            if inside:
-                tracks.append(episode_track(self.run, episode=number, items=inside))
-        return sorted(tracks, key=lambda t: (t.labels.get("success") is not False, t.episode))
-
-    def _episodes(self, tracks: Sequence[EpisodeTrack]) -> list[EpisodeView]:
-        budget = MAX_BYTES * _VIDEO_SHARE
-        shown: list[EpisodeView] = []
-        for track in tracks[: max(0, self.n_videos)]:
-            clip = video(self.cut, episode=track.episode, site=self.site)
-            size = len(clip.data) * 4 / 3
-            uri = clip.data_uri() if size <= budget else None
-            if uri is None:
-                self.warnings.append(
-                    f"The video of episode {track.episode} is left out: the page would be too large."
-                )
-            else:
-                budget -= size
-            known = track.labels.get("success") is not None
-            shown.append(
-                EpisodeView(
-                    number=track.episode,
-                    title=f"“{track.prompt}”" if track.prompt else f"Episode {track.episode}",
-                    outcome=outcome_text(track.labels) if known else "",
-                    failed=track.labels.get("success") is False,
-                    facts=tuple(self._episode_facts(track)),
-                    video=uri,
-                    poster=clip.poster_uri(),
-                    video_fps=clip.fps,
-                    video_wh=(clip.width, clip.height),
-                    n_steps=len(track.items),
-                    chart=episode_chart(track),
-                )
-            )
-        return shown
-
-    def _episode_facts(self, track: EpisodeTrack) -> list[tuple[str, str]]:
-        n = len(track.items)
-        duration = f", {track.times[-1]:.1f} s" if np.isfinite(track.times[-1]) else ""
-        facts = [("Episode", f"{track.episode}, {_count(n, 'step')}{duration}")]
-        closed = track.gripper_closed
-        if closed is not None:
-            when = np.flatnonzero(closed)
-            text = f"first closed at step {track.steps[when[0]]}" if len(when) else "never closed"
-            facts.append(("Gripper", f"{text}; closed in {len(when)} of {n} steps"))
-        if track.events:
-            facts.append(("Events", ", ".join(f"{name} at step {step}" for name, step in track.events)))
-        if any("holding" in self.run.items[i].labels for i in track.items):
-            spans = held_spans(self.run, track.items, object_regions(self.run, track.items, mask=_MASK))
-            held: dict[str, list[str]] = {}
-            for name, first, last in spans:
-                held.setdefault(region_title(name), []).append(
-                    f"{first}–{last}" if last > first else f"{first}"
-                )
-            text = "; ".join(f"the {name} in steps {', '.join(steps)}" for name, steps in held.items())
-            facts.append(("Held", text or "nothing at any step"))
-        agreement = self._agreement(track)
-        if agreement:
-            facts.append(("Answers", agreement))
-        for name, value in track.labels.items():
-            is_shown = name.split("_")[0] not in (
-                "success",
-                "failure",
-                "outcome",
-                "target",
-                "scene",
-                "sim",
-                "event",
-            )
-            if is_shown and isinstance(value, str) and 0 < len(value) <= 40 and not name.startswith("event."):
-                facts.append((name.replace("_", " ").capitalize(), value.replace("_", " ")))
-        return facts
-
-    def _agreement(self, track: EpisodeTrack) -> str:
-        """Say whether the answers captured now are the actions of the recording."""
-        answers = [self.run.response(i) for i in track.items]
-        vectors = [a.action for a in answers if a is not None and a.action is not None]
-        if track.source != "recorded" or track.action is None or len(vectors) != len(track.items):
-            return ""
-        said = np.stack(vectors)
-        if said.shape != track.action.shape:
-            return ""
-        gap = np.abs(said - track.action)
-        same = gap.max(axis=1) < 1e-4
-        text = f"given these frames again, the model answers the recorded action in {same.sum()} of {len(same)} steps"
-        moves = [i for i, name in enumerate(track.action_names) if name in MOVES]
-        if not same.all() and moves:
-            largest = 100 * gap[:, moves].max()
-            text += f"; elsewhere its move differs by up to {largest:.1f} cm (the frames are stored as video)"
-        return text
-
-    # ---- the failure --------------------------------------------------------------------------------------
-
-    def _story(self, tracks: Sequence[EpisodeTrack], episodes: Sequence[EpisodeView]) -> StoryView | None:
-        if not tracks or tracks[0].labels.get("success") is not False:
-            return None
-        track = tracks[0]
-        view = next((e for e in episodes if e.number == track.episode), None)
-        if view is None:  # no videos were asked for
-            known = tuple(self._episode_facts(track))
-            view = EpisodeView(
-                number=track.episode,
-                title=f"“{track.prompt}”" if track.prompt else f"Episode {track.episode}",
-                outcome=outcome_text(track.labels),
-                failed=True,
-                facts=known,
-                video=None,
-                poster=None,
-                video_fps=1.0,
-                video_wh=(16, 9),
-                n_steps=len(track.items),
-                chart=episode_chart(track),
-            )
-        regions = object_regions(self.run, track.items, mask=_MASK)
-        named, how = named_region(track.prompt, track.labels, regions)
-        others = tuple(r for r in regions if r != named)
-        concepts = None
-        if named is not None:
-            concepts = episode_concepts(
-                self.index,
-                track.items,
-                named=named,
-                others=others,
-                k=self.k,
-                sites=self.index.patch_sites(),
-                mask=_MASK,
-            )
-        return StoryView(
-            episode=view,
-            headline=f"{view.title} — {view.outcome}",
-            named=named,
-            named_title=region_title(named) if named else "",
-            named_how=_HOW.get(how, ""),
-            frames=tuple(self._key_frames(track, named=named, others=others)),
-            concepts=concepts,
-            sentences=tuple(self._sentences(concepts)),
-        )
-
-    def _key_frames(
-        self, track: EpisodeTrack, *, named: str | None, others: Sequence[str]
-    ) -> list[tuple[PanelView, PanelView, str, str]]:
-        """Return the first frame, those of the events and the last: five at most."""
-        wanted = {0: "start", len(track.items) - 1: "end"}
-        for name, step in track.events:
-            if step in track.steps:
-                number = track.steps.index(step)
-                wanted[number] = f"{wanted[number]}, {name}" if number in wanted else name
-        if len(wanted) == 2 and track.gripper_closed is not None and track.gripper_closed.any():
-            wanted.setdefault(int(np.flatnonzero(track.gripper_closed)[0]), "gripper closes")
-        numbers = sorted(wanted)
-        numbers = [numbers[0], *numbers[1:-1][:3], numbers[-1]] if len(numbers) > 1 else numbers
-        frames = []
-        for number in numbers:
-            item = track.items[number]
-            boxes = region_boxes(self.cut, item, named=named, others=others, mask=_MASK) if named else []
-            camera = self.pack.panel(
-                item, site=None, label=f"camera, {item_title(self.run, item)}", boxes=boxes
-            )
-            colors = self.pack.panel(
-                item,
-                site=self.site,
-                label=f"concept colours, {item_title(self.run, item)}",
-                where=f"{self.site} · {item_title(self.run, item)}",
-            )
-            done = "  ".join(action_pieces(track, number)) or (answer_text(self.run, item) or "")
-            frames.append((camera, colors, f"{wanted[number]} · step {track.steps[number]}", done))
-        return frames
-
-    def _sentences(self, concepts: Concepts | None) -> list[tuple[str | None, str]]:
-        if concepts is None:
-            return []
-        lines: list[tuple[str | None, str]] = []
-        for site in dict.fromkeys([self.site, concepts.layers[-1].site]):
-            layer = next(entry for entry in concepts.layers if entry.site == site)
-            own = layer.regions[concepts.named]
-            if not own.shares:
-                lines.append(
-                    (
-                        None,
-                        f"At {site} no patch lies at least half inside the {region_title(concepts.named)}.",
-                    )
-                )
-                continue
-            cluster, share = own.shares[0]
-            color = css_color(tuple(self.colors[concepts.k][cluster].tolist()))
-            text = (
-                f"At {site} the {region_title(concepts.named)} is mostly concept {cluster + 1} of {concepts.k} "
-                f"({100 * share:.0f} % of its {own.n_patches} patches over all frames)."
-            )
-            lines.append((color, text))
-        apart, mixed = concepts.told_apart()
-        if apart or mixed:
-            text = (
-                f"It shares less than half of its concepts with every other object at {len(apart)} of "
-                f"{len(apart) + len(mixed)} layers" + (f"; not at {', '.join(mixed)}." if mixed else ".")
-            )
-            lines.append((None, text))
-        return lines
-
     # ---- pictures -----------------------------------------------------------------------------------------
 
     def _grid_rows(self) -> list[Row]:
@@ -535,6 +296,8 @@ class _Builder:
         return rows
 
     def _strip_rows(self) -> list[Row]:
+        if len(self.index.patch_sites()) < 2:
+            return []  # the grid shows the only site already
         rows = []
         for item in self.items:
             name = item_title(self.run, item)
@@ -570,7 +333,7 @@ class _Builder:
         n_failed = int(run.info.get("n_failed") or 0)
         if n_failed:
             self.warnings.append(
-                f"{_count(n_failed, 'item')} could not be read and {'is' if n_failed == 1 else 'are'} missing here; "
+                f"{count(n_failed, 'item')} could not be read and {'is' if n_failed == 1 else 'are'} missing here; "
                 "see failures.jsonl in the run."
             )
         self.warnings += [str(note) for note in health_value(cut, "notes") or ()]
@@ -578,7 +341,7 @@ class _Builder:
         if flagged:
             flags = sorted({flag for r in flagged for flag in r.flags})
             self.warnings.append(
-                f"{_count(len(flagged), 'answer')} of the model carry a flag: {'; '.join(flags)}."
+                f"{count(len(flagged), 'answer')} of the model carry a flag: {'; '.join(flags)}."
             )
         plain = []
         for item in self.items:
@@ -590,10 +353,6 @@ class _Builder:
             self.warnings.append(
                 f"No structure at {self.site}: all patches are one concept (K = {self.k}) in {', '.join(plain)}."
             )
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _first_last(sites: Sequence[str]) -> str:
