@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.spectral.data import angle, dense_cut, mixture
 from vlascope.errors import InputError
-from vlascope.spectral import NystromNCut, OutOfReachWarning, flatten_maps
+from vlascope.spectral import NystromNCut, OutOfReachWarning, flatten_maps, kway
 
 SMALL = 60_000  # bytes: forces landmarks and streaming on small data
 CACHED = 4_000_000
@@ -365,3 +365,35 @@ def test_repulsion_and_bad_affinities_are_refused(make: Any) -> None:
         make(affinity=lambda a, b: torch.full((len(a), len(b)), torch.nan)).fit(x)
     with pytest.raises(InputError, match="shape"):
         make(affinity=lambda a, b: torch.ones(3)).fit(x)
+
+
+# ------------------------------------------------------------------ balance
+
+
+@pytest.mark.parametrize("make", [lambda **m: NystromNCut(6, **m), lambda **m: nystrom(6, **m)])
+def test_uniform_balance_hears_the_rare(make: Any) -> None:
+    """Groups of 48 to 2 % that overlap a little: the partition is nearer the truth, whatever the seed."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    rand: dict[str, list[float]] = {"density": [], "uniform": []}
+    for seed in range(4):
+        x, labels = mixture(1301, k=5, gap=1.0, shares=[0.48, 0.3, 0.15, 0.05, 0.02], seed=seed)
+        for balance, values in rand.items():
+            ncut = make(balance=balance, density=0.2)
+            eigvecs = ncut.fit_transform(x)
+            values.append(metrics.adjusted_rand_score(labels, kway(eigvecs, 5).labels[5]))
+            np.testing.assert_allclose(ncut.transform(x[::9])[:, :4], eigvecs[::9, :4], atol=5e-3)
+            assert ncut.eigenvalues_[0] > 0.95 and (np.diff(ncut.eigenvalues_) <= 1e-9).all()
+    assert np.mean(rand["uniform"]) > np.mean(rand["density"]) + 0.05
+    assert np.min(rand["uniform"]) > np.min(rand["density"])
+
+
+def test_uniform_weights_are_the_inverse_of_the_crowd() -> None:
+    from vlascope.spectral.balance import MAX_BOOST, uniform_weights
+
+    degree = torch.tensor([1e-9, 1.0, 100.0, 100.0, 200.0, 100.0])
+    weights = uniform_weights(degree, None)
+    assert float(weights.mean()) == pytest.approx(1)
+    np.testing.assert_allclose(weights[2] / weights[4], 2)
+    np.testing.assert_allclose(weights[0] / weights[2], MAX_BOOST)
+    halved = uniform_weights(degree, torch.tensor([0.5, 1, 1, 1, 1, 1], dtype=torch.float64))
+    np.testing.assert_allclose(halved[0] / halved[2], MAX_BOOST / 2)

@@ -164,7 +164,7 @@ def cut_run(
     density: float = 0.05,
     landmarks: str | int = "auto",
     balance: str = "density",
-    method: str = "rotation",
+    method: str = "kmeans",
     n_anchors: int = N_ANCHORS,
     force: bool = False,
 ) -> CutResult:
@@ -186,7 +186,8 @@ def cut_run(
         density: Mean affinity between two tokens.
         landmarks: "auto" or their number, see `NystromNCut`.
         balance: "density" or "uniform", see `NystromNCut`.
-        method: How groups are found, see `kway`.
+        method: How groups are found, see `kway`. k-means on the embedding matched the simulator's masks better
+            than the rotation on development frames (`benchmarks/masks.py`).
         n_anchors: Shared tokens, for several sites.
         force: Cut again although the same cut is saved.
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ._linalg import eigh_falling, orthonormal
 from .affinity import Kernel
+from .balance import uniform_weights
 
 MAX_EXACT_NODES = 10_000
 """Above this many rows the dense affinity matrix (400 MB) costs more than it gives."""
@@ -24,8 +25,8 @@ SETTLED = 1e-5
 
 
 def exact_cut(
-    x_nd: Tensor, kernel: Kernel, *, n_eig: int, weights: Tensor | None, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    x_nd: Tensor, kernel: Kernel, *, n_eig: int, weights: Tensor | None, seed: int, is_uniform: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the leading eigenvectors of the Normalized Cut of all rows.
 
     With A the affinity, w the weights and q = A w, the symmetric operator S = diag(w/q)^1/2 A diag(w/q)^1/2 has
@@ -38,22 +39,27 @@ def exact_cut(
         n_eig: Eigenvectors wanted, 1 <= n_eig <= n.
         weights: float64 [n], > 0, mean 1; None means equal weights.
         seed: Seeds the start block of the iteration.
+        is_uniform: Multiply the weights by those of `balance.uniform_weights`.
 
     Returns:
-        (eigenvectors float32 [n, n_eig], eigenvalues float64 [n_eig] falling, degrees q float32 [n]).
+        (eigenvectors float32 [n, n_eig], eigenvalues float64 [n_eig] falling, degrees q float32 [n], weights
+        used, float64 [n]).
 
     Cost: O(n² d) for the graph, O(n² n_eig) per iteration; n = 8192, d = 768, 20 eigenvectors: about 1 s on two
     cores and 4 n² bytes.
     References: Shi and Malik 2000 (Normalized Cut); Musco and Musco 2015 (block Krylov iteration).
     """
     n = len(x_nd)
+    affinity = _affinity64(x_nd, kernel) if n <= MAX_DENSE_NODES else _affinity32(x_nd, kernel)
     w = torch.ones(n, dtype=torch.float64, device=x_nd.device) if weights is None else weights.to(x_nd.device)
+    degree = (affinity @ w.to(affinity.dtype)).double()
+    if is_uniform:
+        w = uniform_weights(degree, w.cpu()).to(x_nd.device)
+        degree = (affinity @ w.to(affinity.dtype)).double()
+    half = (w / degree).sqrt()
+    trivial = (w * degree).sqrt()
+    trivial = trivial / trivial.norm()
     if n <= MAX_DENSE_NODES:
-        affinity = _affinity64(x_nd, kernel)
-        degree = affinity @ w
-        half = (w / degree).sqrt()
-        trivial = (w * degree).sqrt()
-        trivial = trivial / trivial.norm()
         # Moving the trivial pair from 1 to 2 keeps it first even when the graph falls apart (repeated 1).
         values, vectors = eigh_falling(
             (half[:, None] * affinity * half[None]) + torch.outer(trivial, trivial)
@@ -61,16 +67,11 @@ def exact_cut(
         values, vectors = values[:n_eig].clone(), vectors[:, :n_eig].to(x_nd.device)
         values[0] -= 1
     else:
-        affinity = _affinity32(x_nd, kernel)
-        degree = (
-            (affinity @ w.float()).double() if weights is not None else affinity.sum(1, dtype=torch.float64)
+        values, vectors = _krylov(
+            affinity, half.float()[:, None], trivial.float()[:, None], n_eig=n_eig, seed=seed
         )
-        half = (w / degree).sqrt().float()[:, None]
-        trivial = (w * degree).sqrt()
-        trivial = (trivial / trivial.norm()).float()[:, None]
-        values, vectors = _krylov(affinity, half, trivial, n_eig=n_eig, seed=seed)
     eigvecs = (vectors.double() / w.sqrt()[:, None]).float()
-    return eigvecs, values.cpu(), degree.float()
+    return eigvecs, values.cpu(), degree.float(), w
 
 
 def _affinity64(x_nd: Tensor, kernel: Kernel) -> Tensor:

@@ -37,15 +37,15 @@ def centroids(x_nd: Tensor, n_centroids: int, *, seed: int, medoids: bool = Fals
     return centers[filled], counts[filled] / len(x_nd)
 
 
-def residual_scores(block_nm: Tensor, counts: Tensor) -> Tensor:
+def residual_scores(block_nm: Tensor, crowd: Tensor) -> Tensor:
     """Return how badly each row is explained by the centroids, relative to its degree, [n], in [0, 1].
 
     Args:
         block_nm: Affinities of rows to centroids, in [0, 1].
-        counts: Rows that each centroid stands for, [m].
+        crowd: How many rows are like each row, by the centroids' counts, [n].
     """
     nearest = block_nm.max(1).values
-    return (1 - nearest * nearest) / (1 + block_nm @ counts)
+    return (1 - nearest * nearest) / (1 + crowd)
 
 
 def pick_residual(

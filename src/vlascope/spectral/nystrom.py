@@ -16,6 +16,7 @@ from ..errors import InputError
 from . import landmarks as _landmarks
 from ._linalg import eigh_falling
 from .affinity import MAX_SCALE_ROWS, AffinityFn, Kernel, centered, density_sigma
+from .balance import uniform_weights
 from .exact import MAX_EXACT_NODES, exact_cut, extend
 from .health import MIN_REACH, NEAR_ONE, Health, notes_for
 from .rows import Rows, as_rows
@@ -232,8 +233,6 @@ class NystromNCut:
             raise InputError(f"got density={self.density!r}; need a number between 0 and 1 (default 0.05).")
         if self.balance not in ("density", "uniform"):
             raise InputError(f"got balance={self.balance!r}; need 'density' or 'uniform'.")
-        if self.balance == "uniform":
-            raise InputError("balance='uniform' is not available yet; use balance='density'.")
         if self.landmarks != "auto" and (isinstance(self.landmarks, str) or self.landmarks < 2):
             raise InputError(f"got landmarks={self.landmarks!r}; need 'auto' or a number >= 2.")
 
@@ -374,13 +373,15 @@ def _fit_exact(
         _require_finite(raw, start)
         prepared.append(kernel.prepare(raw.to(device)))
     x = torch.cat(prepared)
-    eigvecs, values, degree = exact_cut(x, kernel, n_eig=params.n_eig, weights=w, seed=params.seed)
+    is_uniform = params.balance == "uniform"
+    eigvecs, values, degree, own = exact_cut(
+        x, kernel, n_eig=params.n_eig, weights=w, seed=params.seed, is_uniform=is_uniform
+    )
     eigvecs, values = _settle(eigvecs, values)
-    own = w if w is not None else torch.ones(rows.n, dtype=torch.float64)
-    own = own.to(device)
     safe = torch.where(values > 0, values, torch.inf).to(device, torch.float32)
     to_eig = eigvecs * (own.float() / degree.sqrt())[:, None] / safe
-    fitted = _Fitted(kernel, x, True, None, None, to_eig, w)
+    used = own if is_uniform or w is not None else None
+    fitted = _Fitted(kernel, x, True, None, None, to_eig, used)
     mean_affinity = float((degree.double() * own).sum() - (own * own).sum()) / max(
         float(own.sum() ** 2 - (own * own).sum()), 1e-300
     )
@@ -413,7 +414,11 @@ def _fit_nystrom(
     cache = torch.empty((n, n_landmarks), dtype=torch.float32, device=device) if n_cached <= limit else None
 
     # Pass 1: which rows do the centroids explain worst? (Also the first look at every row: NaN, Inf.)
-    far_rows = _worst_rows(rows, kernel, centers, counts, device, cache, n_keep=4 * (n_landmarks - n_first))
+    far_rows, crowd = _worst_rows(
+        rows, kernel, centers, counts, device, cache, n_keep=4 * (n_landmarks - n_first)
+    )
+    if params.balance == "uniform":
+        w = uniform_weights(crowd, w)
     points = centers
     if len(far_rows):
         worst = kernel.prepare(rows.take(far_rows).to(device))
@@ -472,26 +477,30 @@ def _worst_rows(
     cache: Tensor | None,
     *,
     n_keep: int,
-) -> NDArray[np.int64]:
-    """Return the numbers of the rows with the largest residual scores; fills the cache's first columns."""
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Return the rows with the largest residual scores, and how many rows are like each row, float32 [n].
+
+    Fills the cache's first columns.
+    """
+    crowd = torch.empty(rows.n, dtype=torch.float32)
     best_score, best_row = torch.zeros(0, device=device), torch.zeros(0, dtype=torch.int64, device=device)
     for start, stop, raw in rows.chunks(CHUNK_ROWS):
         x = kernel.prepare(raw.to(device))
         if kernel.fn is not None:
             _require_finite(raw, start)
-            if n_keep == 0 and cache is None:
-                continue
         elif not bool(torch.isfinite((x * x).sum())):
             _require_finite(raw, start)
         block = kernel.block(x, centers).float()
         if cache is not None:
             cache[start:stop, : block.shape[1]] = block
+        alike = block @ counts
+        crowd[start:stop] = alike.cpu()
         if n_keep:
-            score = torch.cat([best_score, _landmarks.residual_scores(block, counts)])
+            score = torch.cat([best_score, _landmarks.residual_scores(block, alike)])
             index = torch.cat([best_row, torch.arange(start, stop, device=device)])
             keep = torch.argsort(score, descending=True, stable=True)[:n_keep]
             best_score, best_row = score[keep], index[keep]
-    return np.sort(best_row[best_score > 1e-12].cpu().numpy()).astype(np.int64)
+    return np.sort(best_row[best_score > 1e-12].cpu().numpy()).astype(np.int64), crowd + 1e-6
 
 
 def _blocks(
