@@ -95,13 +95,16 @@ def write_card(folder: Path, *, log_path: Path, notes: str = "") -> Path:
         left = f"{kinds[i][0]} | {kinds[i][1][0]}/{kinds[i][1][1]}" if i < len(kinds) else " | "
         right = f"{phrases[i][0]} | {phrases[i][1][0]}/{phrases[i][1][1]}" if i < len(phrases) else " | "
         lines.append(f"| {left} | | {right} |")
+    told = [row for name, row in loop.items() if name != "control_random_words"]
     failures = ", ".join(f"{k} {v}" for k, v in loop["pick"]["failures"].items()) or "none"
     lines += [
         "",
         f"Failures of picking up: {failures}. Of placing: "
         + (", ".join(f"{k} {v}" for k, v in loop["place"]["failures"].items()) or "none")
-        + f". Malformed replies: {sum(r['malformed_replies'] for r in loop.values())} of "
-        f"{sum(r['calls'] for r in loop.values())}.",
+        + ". Malformed replies (not four action tokens): "
+        f"{sum(proper['malformed_replies'] for proper in told)} of {sum(proper['calls'] for proper in told)} with the "
+        f"true instruction, {loop['control_random_words']['malformed_replies']} of "
+        f"{loop['control_random_words']['calls']} with random words.",
         "",
         f"| still pictures ({still['none']['n_frames']}) | answers right | swap slope | swap: right side |"
         " error dx / dy / dz |",
