@@ -44,7 +44,8 @@ def main() -> None:
     args = parser.parse_args()
     policy = VLAPolicy(load(args.model), malformed="hold")
     success, failure, n_played = find_pair(policy, seed=args.seed, at_most=args.at_most)
-    write_episodes(args.out, [failure, success], force=True)
+    # Exact pixels: video would be lossy, and the model must see again what it acted on.
+    write_episodes(args.out, [failure, success], video=False, force=True)
     print(f"played {n_played} episodes from seed {args.seed} until the first failure")
     for episode in (failure, success):
         print(f"{episode.instruction.text!r}: {episode.outcome} in {len(episode.actions)} steps")

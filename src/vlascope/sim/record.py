@@ -76,8 +76,16 @@ def record_episodes(
     return write_episodes(out, found, force=force)
 
 
-def write_episodes(out: Path | str, episodes: Iterable[Episode], *, force: bool = False) -> Path:
+def write_episodes(
+    out: Path | str, episodes: Iterable[Episode], *, video: bool = True, force: bool = False
+) -> Path:
     """Write episodes (with pictures) as a LeRobot v3 dataset and return its folder.
+
+    Args:
+        out: The folder to make.
+        episodes: Run with `keep_frames`.
+        video: True writes mp4 (lossy, small); False writes every picture exactly, as PNG.
+        force: Replace a dataset that is there.
 
     Raises:
         InputError: An episode was run without `keep_frames`.
@@ -92,6 +100,7 @@ def write_episodes(out: Path | str, episodes: Iterable[Episode], *, force: bool 
         state_names=STATE_NAMES,
         action_names=ACTION_NAMES,
         robot_type="franka_panda",
+        video=video,
         force=force,
     )
 
