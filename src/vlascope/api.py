@@ -230,7 +230,7 @@ def report(
         run: A run, or the path of one.
         cuts: What to show; None takes the cut of the run with most sites, or makes one over all residual streams.
         site: Site of the summary grid and the videos; None takes the last one of the vision tower.
-        k: Number of clusters of the story and the measures; None takes the middle one of the cut.
+        k: Number of clusters of the story and the measures; None takes the finest of the cut.
         n_items: At most so many images or frames in the pictures.
         n_videos: At most so many episodes as videos, failures first.
         seed: Seed of a cut made here, and of the measures' bootstrap.
@@ -238,6 +238,7 @@ def report(
     Raises:
         InputError: a value is out of range, or no site has patches to draw.
     """
+    from .spectral.words import cut_words
     from .views.report import find_cut
     from .views.report import report as make_report
 
@@ -249,7 +250,9 @@ def report(
         if not several:
             raise InputError("got an empty list of cuts; give at least one, or None.")
         result = max((c.result if isinstance(c, Cut) else c for c in several), key=lambda c: len(c.sites))
-    return make_report(result, site=site, k=k, n_items=n_items, n_videos=n_videos, seed=seed)
+    return make_report(
+        result, word_cut=cut_words(result), site=site, k=k, n_items=n_items, n_videos=n_videos, seed=seed
+    )
 
 
 class Cut:
@@ -305,10 +308,11 @@ class Cut:
         return strip(self.result, items=items, sites=sites, upsample=upsample)
 
     def words(self, *, items: Sequence[int] | None = None, sites: Sequence[str] | None = None) -> HtmlPiece:
-        """Return the words in colour, layer by layer. See `vlascope.views.words`."""
+        """Return the words in colour, layer by layer, with a palette of their own. See `vlascope.views.words`."""
+        from .spectral.words import cut_words
         from .views import words
 
-        return words(self.result, items=items, sites=sites)
+        return words(self.result, word_cut=cut_words(self.result), items=items, sites=sites)
 
     def video(
         self,

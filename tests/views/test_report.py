@@ -115,7 +115,7 @@ def test_warns_of_images_without_structure_and_lost_items(tmp_path):
     from fakes import make_cut
 
     made = make_cut(tmp_path, n_steps=2, n_episodes=1, n_vision=1, n_language=0)
-    made.labels[10][:] = 3
+    made.labels[max(made.labels)][:] = 3
     made.run.info["n_failed"] = 2
     warnings = report(made, n_videos=0).warnings
     assert any("all patches are one concept" in w for w in warnings)

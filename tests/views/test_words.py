@@ -29,7 +29,7 @@ def nasty(tmp_path_factory):
 
 def test_every_word_has_its_colour_at_every_layer(cut):
     index = TokenIndex(cut)
-    block = word_block(index, 2, sites=index.word_sites())
+    block = word_block(index, 2, sites=index.word_sites(), rgb=index.cut.rgb)
     (table,) = block.tables
     assert [row.site for row in table.rows] == ["language.0", "language.1", "language.2"]
     for row in table.rows:
@@ -46,13 +46,13 @@ def test_text_is_shown_and_not_run(nasty, tmp_path):
 
 def test_pieces_join_and_line_ends_show(nasty):
     index = TokenIndex(nasty)
-    first = word_block(index, 0, sites=["language.0"]).tables[0].rows[0].cells
+    first = word_block(index, 0, sites=["language.0"], rgb=index.cut.rgb).tables[0].rows[0].cells
     assert [c.text for c in first[3:6]] == ["fra", "gile", "↵"]
     assert "cont" in first[4].classes.split() and "cont" not in first[3].classes.split()
 
 
 def test_long_texts_go_on_below_without_loss(nasty):
-    block = word_block(TokenIndex(nasty), 0, sites=["language.0", "language.1"])
+    block = word_block(TokenIndex(nasty), 0, sites=["language.0", "language.1"], rgb=nasty.rgb)
     assert len(block.tables) > 1
     texts = [c.text for t in block.tables for c in t.rows[1].cells]
     assert len(texts) == len(NASTY) and texts[-1] == "word39"

@@ -9,7 +9,7 @@ import numpy as np
 from .robot import EpisodeTrack, signed
 
 WIDTH, LEFT, RIGHT = 960, 56, 72
-_PLOT_TOP, _PLOT_HEIGHT, _GRIP_HEIGHT = 44, 150, 14
+_PLOT_TOP, _PLOT_HEIGHT, _GRIP_HEIGHT = 58, 150, 14
 _LABEL_STEP = 14  # pixels between two labels on top of one another
 
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d00")

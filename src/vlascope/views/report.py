@@ -23,7 +23,7 @@ from .pack import PanelView, TokenPack
 from .picture import params_json
 from .style import css_color
 from .tokens import TokenIndex
-from .words import WordBlock, word_block
+from .words import WORDS_NOTE, WordBlock, word_block, word_colors
 
 if TYPE_CHECKING:
     from ..measure import OverlapResult
@@ -87,7 +87,7 @@ class Row:
 
 
 def find_cut(run: Run) -> CutResult | None:
-    """Return the saved cut of a run with the most sites (of equals the newest); None when there is none.
+    """Return the saved cut of patches with the most sites (of equals the newest); None when there is none.
 
     Raises:
         StorageError: the run's folder cannot be read.
@@ -101,7 +101,10 @@ def find_cut(run: Run) -> CutResult | None:
         raise StorageError(f"cannot read '{folder}': {error}.") from error
     best: tuple[int, float, str] | None = None
     for path in found:
-        n_sites = len(json.loads((path / "params.json").read_text(encoding="utf-8")).get("sites", ()))
+        saved = json.loads((path / "params.json").read_text(encoding="utf-8"))
+        n_sites = len(saved.get("sites", ()))
+        if "patch" not in saved.get("params", {}).get("kinds", ()):
+            continue  # a cut of words alone, such as `cut_words` makes
         key = (n_sites, (path / "params.json").stat().st_mtime, path.name)
         best = max(best, key) if best else key
     if best is None:
@@ -112,6 +115,7 @@ def find_cut(run: Run) -> CutResult | None:
 def report(
     cut: CutResult,
     *,
+    word_cut: CutResult | None = None,
     site: str | None = None,
     k: int | None = None,
     n_items: int = 12,
@@ -122,8 +126,9 @@ def report(
 
     Args:
         cut: What to show.
+        word_cut: Colours of the words, see `words`.
         site: Site of the grid and the videos; None takes the last one of the vision tower.
-        k: Number of clusters of the story and the measures; None takes the middle one of the cut.
+        k: Number of clusters of the story and the measures; None takes the finest of the cut.
         n_items: At most so many images or frames in the pictures.
         n_videos: At most so many episodes as videos, failures first.
         seed: Seed of the measures.
@@ -132,18 +137,28 @@ def report(
         SiteNotFoundError: the cut does not hold `site`.
         InputError: `k` is not in the cut, or no site has patches.
     """
-    return _Builder(cut, site=site, k=k, n_items=n_items, n_videos=n_videos, seed=seed).build()
+    return _Builder(
+        cut, word_cut=word_cut, site=site, k=k, n_items=n_items, n_videos=n_videos, seed=seed
+    ).build()
 
 
 class _Builder:
     """Collects the sections of one report."""
 
     def __init__(
-        self, cut: CutResult, *, site: str | None, k: int | None, n_items: int, n_videos: int, seed: int
+        self,
+        cut: CutResult,
+        *,
+        word_cut: CutResult | None,
+        site: str | None,
+        k: int | None,
+        n_items: int,
+        n_videos: int,
+        seed: int,
     ) -> None:
         if n_items < 1:
             raise InputError(f"n_items is {n_items}; a report needs at least 1.")
-        self.cut, self.run = cut, cut.run
+        self.cut, self.word_cut, self.run = cut, word_cut, cut.run
         self.index = TokenIndex(cut)
         self.site = self.index.default_site() if site is None else self.index.check_site(site)
         if not self.index.has_patches(self.site):
@@ -151,7 +166,7 @@ class _Builder:
                 f"site '{self.site}' has no image patches in this cut; choose a site with patches."
             )
         self.ks = sorted(cut.labels)
-        self.k = self.ks[len(self.ks) // 2] if k is None else k
+        self.k = self.ks[-1] if k is None else k
         if self.k not in cut.labels:
             held = ", ".join(map(str, self.ks))
             raise InputError(f"the cut has no labels for K={self.k}; it holds K = {held}.")
@@ -205,6 +220,7 @@ class _Builder:
             strip_columns=columns,
             strip_groups=_spans(groups),
             words=words,
+            words_note=WORDS_NOTE[self.word_cut is not None],
             overlap=overlap,
             overlap_rows=sorted(overlap.by_name().items()) if overlap else [],
             warnings=self.warnings,
@@ -316,7 +332,8 @@ class _Builder:
         if not sites:
             return []
         chosen = choose_items(self.run, n=4, among=self.items)
-        return [word_block(self.index, i, sites=sites, token_of=self.pack.word) for i in chosen]
+        rgb = word_colors(self.cut, self.word_cut)
+        return [word_block(self.index, i, sites=sites, rgb=rgb, token_of=self.pack.word) for i in chosen]
 
     # ---- numbers ------------------------------------------------------------------------------------------
 

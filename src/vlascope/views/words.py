@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
 from .choose import check_items, choose_items, item_note, item_title
@@ -25,6 +26,14 @@ MAX_CHARACTERS = 104
 
 _WORD_STARTS = ("▁", "Ġ")  # SentencePiece and byte-level BPE mark a space before a word so
 _VISIBLE = {"\n": "↵", "<0x0A>": "↵", "Ċ": "↵", "\t": "⇥", "": "∅"}
+
+
+WORDS_NOTE = {
+    True: "Words have a palette of their own: all words at all layers were cut together, without the patches. "
+    "Words of one colour are alike to the model, and one colour means the same at every layer.",
+    False: "A word in the colour of a region lies near it in the cut.",
+}
+"""What a page says about the colours of words, by whether they have a palette of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,7 @@ class WordBlock:
 def words(
     cut: CutResult,
     *,
+    word_cut: CutResult | None = None,
     items: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,
     n_items: int = 4,
@@ -74,6 +84,8 @@ def words(
 
     Args:
         cut: What to draw.
+        word_cut: A cut of the same words alone, whose colours are taken (see `vlascope.spectral.cut_words`); None
+            takes those of `cut`, in which words and patches share one palette.
         items: Rows of the run; None spreads `n_items` over the episodes.
         sites: Layers, top to bottom; None takes all sites of the cut with words.
         n_items: At most so many items when `items` is None.
@@ -91,21 +103,39 @@ def words(
             "model, e.g. vs.cut(run, sites=['language.*'])."
         )
     chosen = choose_items(cut.run, n=n_items, among=index.items_of(names[0])) if items is None else items
-    blocks = [word_block(index, item, sites=names) for item in check_items(cut.run, chosen)]
+    rgb = word_colors(cut, word_cut)
+    blocks = [word_block(index, item, sites=names, rgb=rgb) for item in check_items(cut.run, chosen)]
     params = picture_params(cut, view="words", sites=names, items=list(chosen))
     title = f"The words that {model_name(cut.run)} read, layer by layer"
     html = render(
         "words.html.j2",
         title=title,
-        subtitle="Words and image patches share one palette: a word in the colour of a region lies near it in the cut.",
+        subtitle=WORDS_NOTE[word_cut is not None],
         blocks=blocks,
         footer=footer(params),
     )
     return HtmlPiece(html=html, style=asset("base.css"), title=title, params=params)
 
 
+def word_colors(cut: CutResult, word_cut: CutResult | None) -> NDArray[np.uint8]:
+    """Return uint8 [n, 3], the colours of a cut, with its words in the colours of `word_cut` where one is given."""
+    if word_cut is None:
+        return np.asarray(cut.rgb)
+    rgb = np.array(cut.rgb)
+    for site, mine in word_cut.parts.items():
+        part = cut.parts[site]
+        at = np.searchsorted(part.token_rows, mine.token_rows)
+        rgb[part.rows.start + at] = word_cut.rgb[mine.rows]
+    return rgb
+
+
 def word_block(
-    index: TokenIndex, item: int, *, sites: Sequence[str], token_of: Callable[[int], int] | None = None
+    index: TokenIndex,
+    item: int,
+    *,
+    sites: Sequence[str],
+    rgb: NDArray[np.uint8],
+    token_of: Callable[[int], int] | None = None,
 ) -> WordBlock:
     """Return the words of one item at some layers, ready for the template.
 
@@ -113,9 +143,10 @@ def word_block(
         index: Looks up the tokens of the cut.
         item: Row of the run.
         sites: Layers, top to bottom.
+        rgb: uint8 [n, 3], a colour for every row of the cut, see `word_colors`.
         token_of: Maps a row of the cut to a number that the page's script knows; None where there is no script.
     """
-    run, rgb = index.cut.run, index.cut.rgb
+    run = index.cut.run
     found = {site: index.words(site, item) for site in sites}
     found = {site: w for site, w in found.items() if w.texts}
     groups: dict[tuple, list[str]] = {}
