@@ -27,7 +27,8 @@ def test_iou_agrees_with_slow_formula():
         labels = rng.integers(-1, 5, (11, 13))
         mask = rng.random((11, 13)) < 0.3
         slow = max(
-            ((labels == c) & mask).sum() / ((labels == c) | mask).sum() for c in np.unique(labels[labels >= 0])
+            ((labels == c) & mask).sum() / ((labels == c) | mask).sum()
+            for c in np.unique(labels[labels >= 0])
         )
         assert best_overlap_iou(labels, mask) == pytest.approx(slow)
 

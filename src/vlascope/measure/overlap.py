@@ -275,6 +275,6 @@ def _pixel_kmeans(
     kept = np.isin(item_of_patch, items)
     clusters = np.full(len(box), -1, np.int64)
     n_distinct = len(np.unique(vectors[kept], axis=0))
-    model = KMeans(n_clusters=min(k, n_distinct), n_init=4, random_state=seed)
+    model = KMeans(n_clusters=min(k, n_distinct), n_init=4, random_state=seed)  # pyright: ignore[reportArgumentType]
     clusters[kept] = model.fit_predict(vectors[kept])
     return clusters

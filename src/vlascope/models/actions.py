@@ -110,14 +110,18 @@ class ActionBins:
         action = stats[dataset]["action"]
         text = get("text_config")
         size = (text.get if isinstance(text, Mapping) else lambda k: getattr(text, k, None))("vocab_size")
-        size = int(size if size is not None else get("vocab_size"))
+        size = size if size is not None else get("vocab_size")
+        if size is None:
+            raise ActionFormatError(
+                "the configuration has norm_stats but no vocab_size; add it to place the bins."
+            )
         return cls(
-            vocab_size=size - int(get("pad_to_multiple_of", 0) or 0),
+            vocab_size=int(size) - int(get("pad_to_multiple_of", 0) or 0),
             low=tuple(float(v) for v in action["q01"]),
             high=tuple(float(v) for v in action["q99"]),
             mask=tuple(bool(v) for v in action.get("mask", [True] * len(action["q01"]))),
             names=tuple(action.get("names", ())),
-            n_bins=int(get("n_action_bins", 256)),
+            n_bins=int(get("n_action_bins", 256) or 256),
         )
 
     @property
