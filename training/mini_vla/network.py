@@ -84,6 +84,7 @@ def build_model(size: Size, *, seed: int) -> Any:
     config.norm_stats = norm_stats()
     config.n_action_bins = N_BINS
     config.vlascope_prompt = PROMPT_TEMPLATE
+    config.vlascope_default_prompt = "pick up the red object"  # for pictures that come without an instruction
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
