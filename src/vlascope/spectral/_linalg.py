@@ -30,8 +30,22 @@ def eigh_falling(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def orthonormal(block: Tensor) -> Tensor:
-    """Return an orthonormal basis of the columns of a tall block, by QR."""
-    return torch.linalg.qr(block, mode="reduced")[0]
+    """Return an orthonormal basis of the columns of a tall block, [n, b].
+
+    Cholesky of the Gram matrix, twice: two matrix products instead of a QR, which is many times slower for tall
+    blocks. Columns that are dependent to rounding (the Cholesky breaks down) go through Householder QR instead,
+    which always gives an orthonormal basis.
+
+    Cost: O(n b²).
+    References: Yamamoto et al. 2015 (CholeskyQR2).
+    """
+    for _ in range(2):
+        gram = (block.T @ block).double()
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if int(failed):
+            return torch.linalg.qr(block, mode="reduced")[0]
+        block = torch.linalg.solve_triangular(factor.to(block.dtype).T, block, upper=True, left=False)
+    return block
 
 
 def sq_distances(x_nd: Tensor, y_md: Tensor) -> Tensor:

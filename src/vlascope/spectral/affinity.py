@@ -66,6 +66,14 @@ def centered(rows: Tensor, *, kind: str, mean: Tensor) -> Tensor:
     return (x - mean.to(x.device, x.dtype)).float()
 
 
+def centered_mean(sample: Tensor, affinity: str | AffinityFn) -> Tensor:
+    """Return the mean of sampled rows, float64 [d] (of their unit vectors for "cosine")."""
+    x = sample.double()
+    if affinity == "cosine":
+        x = x / x.norm(dim=1, keepdim=True).clamp_(min=1e-300)
+    return x.mean(0)
+
+
 def _checked(block: Tensor, n: int, m: int) -> Tensor:
     if not isinstance(block, Tensor) or tuple(block.shape) != (n, m):
         got = tuple(block.shape) if isinstance(block, Tensor) else type(block).__name__

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from .nystrom import NystromNCut, _require_finite
-from .rows import Rows, as_rows, to_tensor
+from .nystrom import NystromNCut
+from .rows import Rows, as_rows, require_finite, to_tensor
 
 MAX_ROWS = 8_192
 """Tokens that agreement is measured on; a uniform sample of more."""
@@ -156,7 +156,7 @@ def agreement_matrix(
 
 def _take(rows: Rows, index: NDArray[np.int64]) -> Tensor:
     found = rows.take(index)
-    _require_finite(found, index)
+    require_finite(found, index)
     return found.cpu().float()
 
 
@@ -167,5 +167,5 @@ def _checked_pair(x: Any, y: Any) -> Sequence[Tensor]:
             f"got arrays of shape {tuple(x.shape)} and {tuple(y.shape)}; need [n, d] and [n, e] of the same tokens."
         )
     for side in (x, y):
-        _require_finite(side, 0)
+        require_finite(side, 0)
     return x, y

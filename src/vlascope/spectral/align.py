@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from .affinity import Kernel, centered, density_sigma
-from .nystrom import centered_mean
-from .rows import Rows, as_rows
+from .affinity import Kernel, centered, centered_mean, density_sigma
+from .rows import Rows, as_rows, require_finite
 
 CHUNK_ROWS = 16_384
 SCALE_ROWS = 768
@@ -96,9 +95,7 @@ def _describe(
     view = torch.from_numpy(out)
     for start, stop, raw in rows.chunks(CHUNK_ROWS):
         if not bool(torch.isfinite(raw.sum(dtype=torch.float64))):
-            from .nystrom import _require_finite
-
-            _require_finite(raw, start)
+            require_finite(raw, start)
         view[start:stop, columns] = _profiles(kernel.prepare(raw), points).cpu()
     return out
 
@@ -109,13 +106,11 @@ def layer_kernel(rows: Rows, *, density: float, affinity: str = "rbf", seed: int
     Raises:
         InputError: NaN or Inf in the sample, or all its rows coincide.
     """
-    from .nystrom import _require_finite
-
     rng = np.random.default_rng(seed)
     size = min(rows.n, SCALE_ROWS)
     index = np.sort(rng.choice(rows.n, size=size, replace=False)).astype(np.int64)
     sample = rows.take(index)
-    _require_finite(sample, index)
+    require_finite(sample, index)
     mean = centered_mean(sample, affinity)
     sigma = density_sigma(centered(sample, kind=affinity, mean=mean), density=density)
     if sigma == 0.0:

@@ -16,7 +16,10 @@ MAX_DENSE_NODES = 512
 """Up to this many rows everything is computed in float64 by one full eigendecomposition."""
 
 KRYLOV_BLOCKS = 4
-MAX_ROUNDS = 8
+MIN_ROUNDS, MAX_ROUNDS = 2, 8
+"""Restarts at most; the smaller number where each costs seconds. Eigenvalues that repeat nearly (the bulk, below
+the gap) need many rounds for vectors that mean little."""
+
 TOLERANCE = 1e-3
 """Residual of an eigenpair relative to the smallest wanted eigenvalue; its eigenvalue is right to the square."""
 
@@ -114,7 +117,8 @@ def _krylov(
     rng = torch.Generator().manual_seed(seed)
     start = torch.randn((n, width), generator=rng).to(device)
     values, vectors = torch.zeros(wanted, dtype=torch.float64), torch.zeros(0)
-    for _ in range(MAX_ROUNDS):
+    n_rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(2 * (4096 / n) ** 2)))
+    for _ in range(n_rounds):
         basis = orthonormal(start - trivial @ (trivial.T @ start))
         image = apply(basis)
         last = image
@@ -139,8 +143,8 @@ def _krylov(
 
 def extend(
     x_bd: Tensor, train_nd: Tensor, kernel: Kernel, *, map_nk: Tensor, weights: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the eigenvectors at new rows [b, k] and their largest affinity to a fitted row [b].
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the eigenvectors [b, k] and degrees [b] of new rows, and their largest affinity to a fitted row [b].
 
     Args:
         x_bd: Prepared rows.
@@ -154,4 +158,4 @@ def extend(
     block = kernel.block(x_bd, train_nd).float()
     degree = block @ weights.to(block) if weights is not None else block.sum(1)
     nearest = block.max(1).values
-    return (block @ map_nk) / degree.clamp(min=1e-30).sqrt()[:, None], nearest
+    return (block @ map_nk) / degree.clamp(min=1e-30).sqrt()[:, None], degree, nearest

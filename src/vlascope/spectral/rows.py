@@ -284,3 +284,20 @@ def _spooled(chunks: Iterator[Any]) -> Rows:
         handle.flush()
         # The map keeps the nameless file alive after its handle is closed.
         return ArrayRows(np.memmap(handle, dtype=dtype, mode="r+", shape=(n_rows, width)))
+
+
+def require_finite(raw: Tensor, first: int | NDArray[np.int64]) -> None:
+    """Raise naming the rows with NaN or Inf; `first` is the number of row 0, or the numbers of all rows."""
+    if bool(torch.isfinite(raw.sum(dtype=torch.float64))):
+        return
+    bad = (~torch.isfinite(raw)).any(1).nonzero()[:, 0].cpu().numpy()
+    if not len(bad):
+        return
+    rows = first + bad if isinstance(first, int) else first[bad]
+    shown = ", ".join(map(str, rows[:8].tolist())) + (", ..." if len(rows) > 8 else "")
+    hint = (
+        " float16 overflows above 65504: capture in bfloat16 or float32."
+        if raw.dtype == torch.float16
+        else ""
+    )
+    raise InputError(f"features hold NaN or Inf in {len(rows)} row(s): {shown}. Remove or repair them.{hint}")

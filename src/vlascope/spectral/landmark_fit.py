@@ -1,0 +1,302 @@
+"""Nystrom cut of many rows: every row is read, landmarks stand for the pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import landmarks as _landmarks
+from ._linalg import eigh_falling
+from .affinity import Kernel
+from .balance import uniform_weights
+from .fitted import Fitted, health_of, place, signs, unexplained
+from .health import MIN_REACH
+from .rows import Rows, require_finite
+from .setup import CHUNK_ROWS, Outcome, Settings
+
+MAX_MOMENT_ROWS = 131_072
+"""Rows that the Gram matrix is summed over when not all fit into memory."""
+
+MIN_MOMENT_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class _FirstLook:
+    """What the pass over all rows against the centroids found."""
+
+    far_rows: NDArray[np.int64]  # rows that the centroids explain worst
+    weights: Tensor | None  # float64 [n] on the CPU, mean 1; None means ones
+    sums: Tensor  # float64 [1 + m1]: weighted sum of (1, affinities to the centroids)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Sums over the rows that the small eigenproblem is made of."""
+
+    total: Tensor  # float64 [r], sum of w F
+    gram: Tensor  # float64 [r, r], sum of w F F' / q
+    affinity_sum: float  # sum of w q
+
+
+def fit_landmarks(
+    rows: Rows,
+    kernel: Kernel,
+    sample: Tensor,
+    n_landmarks: int,
+    settings: Settings,
+    w: Tensor | None,
+    device: torch.device,
+) -> Outcome:
+    """Return the cut of all rows by landmarks.
+
+    With C = K(x, Z), M = K(Z, Z), F = C M^-1/2, the affinity is F F'; degrees are q = F (F' w) + the unexplained
+    part of the own affinity; the eigenproblem of D^-1/2 F F' D^-1/2 is that of the small Gram matrix F' D^-1 F.
+
+    When C of all rows fits into the memory limit it is formed once. Otherwise the sums F' w and F' D^-1 F come
+    from a random sample of rows whose weights are calibrated such that the sample's sums of affinities to the
+    centroids equal those of all rows; then each row is read twice: for landmarks and sums, and for its result.
+
+    Cost: O(n m (d + 2 m)) with all rows in memory, O(n m d) beyond, m = n_landmarks.
+    References: calibrated weights: Deville and Särndal 1992.
+    """
+    n = rows.n
+    is_custom = kernel.fn is not None
+    n_first = n_landmarks if is_custom else (n_landmarks + 1) // 2
+    candidates = kernel.prepare(sample)
+    centers, shares = _landmarks.centroids(candidates, n_first, seed=settings.seed, medoids=is_custom)
+    counts = (shares * n).float()
+    fits = 4 * n * n_landmarks <= settings.memory_limit or n <= MIN_MOMENT_ROWS
+    cache = torch.empty((n, n_landmarks), dtype=torch.float32, device=device) if fits else None
+    typical = None
+    if settings.balance == "uniform":
+        typical = float((kernel.block(candidates, centers).float() @ counts).median()) + 1e-6
+
+    look = _first_look(rows, kernel, centers, counts, w, typical, cache, n_keep=4 * (n_landmarks - n_first))
+    points = centers
+    if len(look.far_rows):
+        worst = kernel.prepare(rows.take(look.far_rows).to(device))
+        picks = _landmarks.pick_residual(worst, centers, counts, kernel, n_picks=n_landmarks - n_first)
+        points = torch.cat([centers.float(), worst[picks].float()])
+    white = _landmarks.whitener(points, kernel).float()
+    weights = look.weights
+    n_far, own = 0, None if weights is None else weights.to(device, torch.float32)
+    if cache is not None:
+        features, n_far = _all_features(rows, kernel, points, white, cache, n_done=len(centers))
+        moments = _moments(features, own, own, is_custom)
+    else:
+        features = None
+        moments = _sampled_moments(rows, kernel, points, white, len(centers), own, look.sums, settings)
+
+    values, mix = _solve(moments.gram.cpu(), moments.total.cpu(), settings.n_eig)
+    scale = torch.where(values > 0, values.clamp(min=1e-300).rsqrt(), 0.0)
+    fitted = Fitted(
+        kernel, points, (mix * scale).to(device, torch.float32), white=white, total=moments.total.float()
+    )
+    eigvecs = torch.empty((n, settings.n_eig), dtype=torch.float32, device=device)
+    if features is not None:
+        for at in range(0, n, CHUNK_ROWS):
+            part, mine = features[at : at + CHUNK_ROWS], None if own is None else own[at : at + CHUNK_ROWS]
+            degree = _degree(part, moments.total.float(), mine, is_custom)
+            eigvecs[at : at + CHUNK_ROWS] = (part @ fitted.to_eig) * degree.rsqrt()[:, None]
+    else:
+        for start, stop, raw in rows.chunks(CHUNK_ROWS):
+            mine = None if own is None else own[start:stop]
+            eigvecs[start:stop], _, nearest = place(fitted, kernel.prepare(raw.to(device)), own=mine)
+            n_far += int((nearest < MIN_REACH).sum())
+    flips = signs(eigvecs)
+    eigvecs *= flips
+    fitted = Fitted(kernel, points, fitted.to_eig * flips, white=white, total=fitted.total)
+    own_sum = float(n) if weights is None else float((weights * weights).sum())
+    mean_affinity = (moments.affinity_sum - own_sum) / max(float(n) ** 2 - own_sum, 1e-300)
+    health = health_of("nystrom", n, len(points), kernel, mean_affinity, values, n_far / n)
+    return Outcome(fitted, eigvecs, values.numpy(), health)
+
+
+def _first_look(
+    rows: Rows,
+    kernel: Kernel,
+    centers: Tensor,
+    counts: Tensor,
+    w: Tensor | None,
+    typical: float | None,
+    cache: Tensor | None,
+    *,
+    n_keep: int,
+) -> _FirstLook:
+    """Return the worst explained rows, weights and sums; the only place where every row is checked for NaN.
+
+    Args:
+        typical: Median number of rows that are like a row, for balance="uniform"; None for "density".
+        cache: Its first columns are filled with the affinities to the centroids.
+        n_keep: How many of the worst explained rows to return.
+    """
+    device = centers.device
+    best_score, best_row = torch.zeros(0, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+    weights = None if w is None and typical is None else torch.empty(rows.n, dtype=torch.float64)
+    sums = torch.zeros(1 + len(centers), dtype=torch.float64, device=device)
+    for start, stop, raw in rows.chunks(CHUNK_ROWS):
+        x = kernel.prepare(raw.to(device))
+        if kernel.fn is not None or not bool(torch.isfinite((x * x).sum())):
+            require_finite(raw, start)
+        block = kernel.block(x, centers).float()
+        if cache is not None:
+            cache[start:stop, : block.shape[1]] = block
+        crowd = block @ counts
+        if weights is None:
+            sums[0] += stop - start
+            sums[1:] += block.sum(0, dtype=torch.float64)
+        else:
+            own = torch.ones(stop - start, dtype=torch.float64) if w is None else w[start:stop]
+            if typical is not None:
+                own = uniform_weights(crowd, own, typical=typical)
+            weights[start:stop] = own
+            own = own.to(device, torch.float32)
+            sums[0] += own.sum(dtype=torch.float64)
+            sums[1:] += (own @ block).double()
+        if n_keep:
+            score = torch.cat([best_score, _landmarks.residual_scores(block, crowd)])
+            index = torch.cat([best_row, torch.arange(start, stop, device=device)])
+            keep = torch.argsort(score, descending=True, stable=True)[:n_keep]
+            best_score, best_row = score[keep], index[keep]
+    far_rows = np.sort(best_row[best_score > 1e-12].cpu().numpy()).astype(np.int64)
+    if weights is not None:
+        mean = float(weights.mean())
+        weights, sums = weights / mean, sums / mean
+    return _FirstLook(far_rows, weights, sums)
+
+
+def _all_features(
+    rows: Rows, kernel: Kernel, points: Tensor, white: Tensor, cache: Tensor, *, n_done: int
+) -> tuple[Tensor, int]:
+    """Return F = K(x, points) white of all rows, [n, r], and how many rows are far from every landmark.
+
+    F overwrites the cache, whose first `n_done` columns hold the affinities to the first points already.
+    """
+    n_far = 0
+    for start, stop, raw in rows.chunks(CHUNK_ROWS):
+        if n_done < len(points):
+            x = kernel.prepare(raw.to(cache.device))
+            cache[start:stop, n_done : len(points)] = kernel.block(x, points[n_done:])
+        block = cache[start:stop, : len(points)]
+        n_far += int((block.max(1).values < MIN_REACH).sum())
+        cache[start:stop, : white.shape[1]] = block @ white
+    return cache[:, : white.shape[1]], n_far
+
+
+def _moments(features: Tensor, weights: Tensor | None, own: Tensor | None, is_custom: bool) -> _Moments:
+    """Return the sums over rows of F.
+
+    Args:
+        features: F, [b, r].
+        weights: float32 [b], how much each row counts in the sums; None means 1.
+        own: float32 [b], weight of each row in its own degree; None means 1.
+        is_custom: A custom affinity: the own affinity is not known to be 1.
+    """
+    r = features.shape[1]
+    total = torch.zeros(r, dtype=torch.float64, device=features.device)
+    gram = torch.zeros((r, r), dtype=torch.float64, device=features.device)
+    spans = [(at, min(at + CHUNK_ROWS, len(features))) for at in range(0, len(features), CHUNK_ROWS)]
+    for start, stop in spans:
+        part = features[start:stop]
+        total += part.sum(0).double() if weights is None else (weights[start:stop] @ part).double()
+    total32, affinity_sum = total.float(), 0.0
+    for start, stop in spans:
+        part = features[start:stop]
+        degree = _degree(part, total32, None if own is None else own[start:stop], is_custom)
+        count = torch.ones_like(degree) if weights is None else weights[start:stop]
+        scaled = part * (count / degree).sqrt()[:, None]
+        gram += (scaled.T @ scaled).double()
+        affinity_sum += float((degree * count).sum(dtype=torch.float64))
+    return _Moments(total, gram, affinity_sum)
+
+
+def _degree(features: Tensor, total: Tensor, own: Tensor | None, is_custom: bool) -> Tensor:
+    """Return degrees [b]: explained affinity to all rows, plus what is unexplained of a row's own affinity."""
+    degree = (features @ total).clamp_(min=0)
+    if not is_custom:
+        left = unexplained(features)
+        degree += left if own is None else left * own
+    return degree.clamp_(min=1e-12)
+
+
+def _sampled_moments(
+    rows: Rows,
+    kernel: Kernel,
+    points: Tensor,
+    white: Tensor,
+    n_centers: int,
+    weights: Tensor | None,
+    sums: Tensor,
+    settings: Settings,
+) -> _Moments:
+    """Return the sums over all rows, estimated from a calibrated sample."""
+    device = points.device
+    room = settings.memory_limit // (4 * (white.shape[1] + n_centers + 1))
+    n_sample = int(min(rows.n, MAX_MOMENT_ROWS, max(MIN_MOMENT_ROWS, room)))
+    rng = np.random.default_rng([settings.seed, 1])
+    index = np.sort(rng.choice(rows.n, n_sample, replace=False)).astype(np.int64)
+    features = torch.empty((n_sample, white.shape[1]), dtype=torch.float32, device=device)
+    known = torch.ones((n_sample, 1 + n_centers), dtype=torch.float32, device=device)
+    for start in range(0, n_sample, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, n_sample)
+        x = kernel.prepare(rows.take(index[start:stop]).to(device))
+        block = kernel.block(x, points).float()
+        features[start:stop] = block @ white
+        known[start:stop, 1:] = block[:, :n_centers]
+    own = None if weights is None else weights[torch.from_numpy(index).to(device)]
+    base = torch.full((n_sample,), rows.n / n_sample, device=device)
+    if own is not None:
+        base = base * own
+    calibrated = _calibrated(base, known, sums)
+    del known
+    return _moments(features, calibrated, own, kernel.fn is not None)
+
+
+def _calibrated(base: Tensor, known: Tensor, sums: Tensor) -> Tensor:
+    """Return weights near `base` for which the weighted sums of the known columns equal those of all rows.
+
+    Args:
+        base: float32 [b], design weights (rows of the population per row of the sample).
+        known: float32 [b, c], columns whose sums over the population are known.
+        sums: float64 [c], these sums.
+
+    Returns:
+        float32 [b], within a factor of five of `base` (where that bound is met the sums are nearly equal).
+    """
+    gram = torch.zeros((known.shape[1], known.shape[1]), dtype=torch.float64, device=known.device)
+    have = torch.zeros(known.shape[1], dtype=torch.float64, device=known.device)
+    for start in range(0, len(known), CHUNK_ROWS):
+        part, mine = known[start : start + CHUNK_ROWS], base[start : start + CHUNK_ROWS]
+        gram += ((part * mine[:, None]).T @ part).double()
+        have += (mine @ part).double()
+    values, vectors = eigh_falling(gram)
+    inverse = torch.where(values > 1e-6 * values[0], 1 / values.clamp(min=1e-300), 0.0)
+    tilt = vectors @ (inverse * (vectors.T @ (sums - have).cpu()))
+    return base * (1 + known @ tilt.to(known.device, torch.float32)).clamp_(0.2, 5.0)
+
+
+def _solve(gram: Tensor, total: Tensor, n_eig: int) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues [n_eig] and vectors [r, n_eig] of the small problem, the trivial direction first."""
+    r = len(gram)
+    trivial = total / total.norm()
+    # Orthonormal completion of the trivial direction by a Householder reflection.
+    reflect = trivial.clone()
+    reflect[0] += torch.copysign(torch.tensor(1.0, dtype=torch.float64), trivial[0])
+    reflect /= reflect.norm()
+    house = torch.eye(r, dtype=torch.float64) - 2 * torch.outer(reflect, reflect)
+    rest = house[:, 1:]
+    first = float(trivial @ gram @ trivial)
+    values, mix = eigh_falling(rest.T @ gram @ rest)
+    n_found = min(n_eig - 1, r - 1)
+    out_values = torch.zeros(n_eig, dtype=torch.float64)
+    out = torch.zeros((r, n_eig), dtype=torch.float64)
+    out_values[0], out[:, 0] = min(first, 1.0), trivial
+    found = values[:n_found].clamp(min=0, max=1)
+    found[found < 1e-6] = 0.0
+    out_values[1 : 1 + n_found] = found
+    out[:, 1 : 1 + n_found] = (rest @ mix[:, :n_found]) * (found > 0)
+    return out_values, out
