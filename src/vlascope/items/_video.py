@@ -228,7 +228,7 @@ class VideoWriter:
         with storage_errors(self.path):
             self._container = av.open(str(self.path), "w", format="mp4", options={"movflags": "+faststart"})
         self.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-        # One thread: the same frames then give the same bytes, and small frames gain nothing from more.
+        # One thread: small frames gain nothing from more. Bytes repeat almost always (see tests/QUARANTINE.md).
         options = {"crf": str(self._crf), "preset": "medium", "bf": "0", "g": str(self._key_every)}
         options |= {"forced-idr": "1", "threads": "1"}
         self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
