@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,8 @@ def _serve(point: _Point, value: Any) -> Any:
 
 def _read(tensor: Tensor, site: Site) -> Tensor:
     """Return the [b, t, d] view of a site in its module's tensor."""
+    if site.windows is not None:
+        tensor = site.windows.unfold(tensor)
     if tensor.ndim == 4:
         if site.axes == "bdhw":
             tensor = tensor.permute(0, 2, 3, 1)
@@ -177,6 +179,9 @@ def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
         whole = _read(tensor, _whole(site)).clone()
         whole[..., slice(*site.channels)] = new
         new = whole
+    if site.windows is not None:
+        grid = new.unflatten(1, (site.windows.rows, site.windows.cols))
+        return site.windows.fold(grid, into=tensor)
     if site.axes == "bdhw":
         return new.unflatten(1, tensor.shape[2:]).permute(0, 3, 1, 2).contiguous()
     if site.axes == "bhwd":
@@ -185,7 +190,7 @@ def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
 
 
 def _whole(site: Site) -> Site:
-    return Site(name=site.name, module_path=site.module_path, layout=site.layout, axes=site.axes)
+    return replace(site, channels=None)
 
 
 def _masked(fn: Edit, tokens: Tokens, *, site: Site, hooks: Hooks) -> Edit:

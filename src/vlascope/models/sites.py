@@ -6,8 +6,12 @@ import fnmatch
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import SiteNotFoundError, nearest_text
+
+if TYPE_CHECKING:
+    from .windows import Windows  # imports torch, which importing this room must not
 
 TENSORS = ("out", "q", "k", "v", "attn", "mlp")
 """What a site reads: residual stream after the block, queries, keys, values, attention output, MLP output."""
@@ -26,6 +30,8 @@ class Site:
         channels: Part of the last axis that belongs to this site, for fused projections; None for all of it.
         side: Whether the module's "output" or its first "input" is read.
         axes: "btd" for tokens, "bdhw" or "bhwd" for feature maps.
+        windows: How the module folds the image grid into attention windows ("bhwd" only); None when it does
+            not.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Site:
     channels: tuple[int, int] | None = None
     side: str = "output"
     axes: str = "btd"
+    windows: Windows | None = None
 
 
 def resolve(
