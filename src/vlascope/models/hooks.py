@@ -29,6 +29,7 @@ class _Point:
     """The hook on one side of one module, and what it serves."""
 
     handle: Any = None
+    n_calls: int = 0  # of the module since the pass began
     edits: list[tuple[Site, Callable[[Tensor], Tensor]]] = field(default_factory=list)
     readers: list[tuple[Site, Callable[[Tensor], None]]] = field(default_factory=list)
 
@@ -84,6 +85,8 @@ class Hooks:
     @contextlib.contextmanager
     def must_fire(self, paths: Sequence[str], *, why: str) -> Iterator[None]:
         """Raise `HookNotFiredError` when the block ends well but one of these modules was never called."""
+        for point in self._points.values():
+            point.n_calls = 0  # a pass begins
         fired: set[str] = set()
         handles = [
             self.module.get_submodule(path).register_forward_hook(lambda *_, path=path: fired.add(path))
@@ -132,14 +135,24 @@ def _serve(point: _Point, value: Any) -> Any:
         raise InputError(
             f"site {names}: the module returns {type(tensor).__name__}, not a tensor. Name a module inside it."
         )
-    before = tensor
+    before, call = tensor, point.n_calls
+    point.n_calls += 1
     for site, edit in point.edits:
-        tensor = _write(tensor, edit(_read(tensor, site)), site)
+        if site.call is None or site.call == call % site.n_calls:
+            tensor = _write(tensor, edit(_read(tensor, site)), site)
     for site, read in point.readers:
-        read(_read(tensor, site))
+        if site.repeats != "steps" or _step_read(site) == call % site.n_calls:
+            read(_read(tensor, site))
     if tensor is before:
         return None
+    if any(site.in_place for site, _ in point.edits):
+        before.copy_(tensor)
+        return None
     return type(value)([tensor, *value[1:]]) if is_tuple else tensor
+
+
+def _step_read(site: Site) -> int:
+    return site.n_calls - 1 if site.call is None else site.call
 
 
 def _read(tensor: Tensor, site: Site) -> Tensor:

@@ -264,6 +264,8 @@ class Model:
                 f"{type(self.module).__name__}. Some models bypass their own modules: try the block's leaves, "
                 f"such as '{site.name.split('.')[0]}.*.attn', or another site."
             )
+        if site.repeats == "images":
+            calls = [torch.cat(calls)]
         if len(calls) > 1:
             raise InputError(
                 f"site '{site.name}': the model calls '{site.module_path}' {len(calls)} times in one pass, so its "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import SiteNotFoundError, nearest_text
@@ -32,6 +32,12 @@ class Site:
         axes: "btd" for tokens, "bdhw" or "bhwd" for feature maps.
         windows: How the module folds the image grid into attention windows ("bhwd" only); None when it does
             not.
+        repeats: Why one pass calls the module more than once: "no" (it does not), "images" (once per camera;
+            the calls are put one below the other) or "steps" (once per denoising step).
+        n_calls: Number of denoising steps, for "steps".
+        call: The step that this site stands for, 0 for the first; None reads the last and edits all of them.
+        in_place: An edit overwrites the tensor itself, so that whoever else holds it sees the change too: for
+            the residual stream of models that never call their blocks, read where the next norm takes it.
     """
 
     name: str
@@ -43,6 +49,10 @@ class Site:
     side: str = "output"
     axes: str = "btd"
     windows: Windows | None = None
+    repeats: str = "no"
+    n_calls: int = 1
+    call: int | None = None
+    in_place: bool = False
 
 
 def resolve(
@@ -58,7 +68,8 @@ def resolve(
         patterns: A name; several joined by commas; or a sequence. Each may be exact ("language.7.v"), count
             from the end ("vision.-1"), be a range ("vision.0:6:2"), use wildcards within one part of the name
             ("vision.*" is every block's residual stream, "vision.*.q" every block's queries), be "*" (all
-            residual streams and the projector), "**" (everything) or "module:PATH".
+            residual streams and the projector), "**" (everything) or "module:PATH". "@3" at the end names a
+            denoising step of a policy that computes an action in several ("expert.2@0", "expert.*@-1").
         sites: The sites to choose from.
         model_name: For the error message.
         native: Makes the site of "module:PATH"; None where paths cannot be named.
@@ -76,11 +87,38 @@ def resolve(
         if pattern.startswith("module:") and native is not None:
             extra[pattern] = native(pattern.removeprefix("module:"))
             continue
+        if step := re.fullmatch(r"(.+)@(-?\d+)", pattern):
+            base = resolve([step[1]], sites=sites, model_name=model_name)
+            extra |= {site.name: site for site in at_step(base, int(step[2]), pattern=pattern)}
+            continue
         found = _match(pattern, sites)
         if not found:
             raise SiteNotFoundError(_not_found(pattern, sites, model_name))
         chosen.update(found)
     return tuple(site for site in sites if site.name in chosen) + tuple(extra.values())
+
+
+def at_step(sites: Sequence[Site], step: int, *, pattern: str) -> list[Site]:
+    """Return those of `sites` that are computed once per denoising step, at one of these steps.
+
+    Args:
+        sites: At least one.
+        step: 0 is the first step (noise), -1 the last.
+        pattern: For the error message.
+
+    Raises:
+        SiteNotFoundError: no such step, or none of the sites has steps.
+    """
+    found = [site for site in sites if site.repeats == "steps"]
+    if not found:
+        raise SiteNotFoundError(
+            f"'{pattern}' names a denoising step, but '{sites[0].name}' is computed once per pass. Leave '@{step}' "
+            "out."
+        )
+    n_steps = found[0].n_calls
+    if not -n_steps <= step < n_steps:
+        raise SiteNotFoundError(f"'{pattern}': steps run 0..{n_steps - 1}; -1 is the last.")
+    return [replace(site, name=f"{site.name}@{step % n_steps}", call=step % n_steps) for site in found]
 
 
 def _match(pattern: str, sites: Sequence[Site]) -> list[str]:
