@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,76 @@ class FrameSource(ItemSource):
     def episode_times(self) -> list[NDArray[np.float64]]:
         """Return the time of every frame since the start of its episode, seconds, one array per episode."""
 
+    @abstractmethod
+    def episode_names(self) -> list[str]:
+        """Return the name of every episode: what stands before the frame's number in an item id."""
+
     @property
     def episode_lengths(self) -> list[int]:
         """Number of frames of each episode."""
         return [len(times) for times in self.episode_times()]
+
+
+class EpisodicSource(FrameSource):
+    """Frames of episodes whose lengths are known on opening; readers of datasets build on it.
+
+    Item ids are "<episode name>/<step>", e.g. "ep0003/000012".
+    """
+
+    _names: list[str]
+    _starts: NDArray[np.int64]
+
+    def _set_episodes(self, names: Sequence[str], lengths: Sequence[int]) -> None:
+        self._names = list(names)
+        self._starts = np.cumsum([0, *lengths]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return the place of the episode that holds item `index`, and the step in it."""
+        place = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return place, index - int(self._starts[place])
+
+    def episode_names(self) -> list[str]:
+        return list(self._names)
+
+    def episode_times(self) -> list[NDArray[np.float64]]:
+        # Without a frame rate only the order of frames is known; select_frames then refuses `fps`.
+        return [np.arange(n) / (self.fps or 1.0) for n in np.diff(self._starts)]
+
+
+class EpisodeSubset(EpisodicSource):
+    """Some episodes of another source, in the order given.
+
+    Args:
+        parent: The source.
+        places: Places of the episodes in `parent.episode_names()`.
+
+    Raises:
+        InputError: no episode is chosen.
+    """
+
+    def __init__(self, parent: FrameSource, places: Sequence[int]) -> None:
+        if not len(places):
+            raise InputError(f"no episode of '{parent.name}' is chosen; need at least one.")
+        self.parent, self.places = parent, [int(place) for place in places]
+        self.name, self.fps, self.on_error = parent.name, parent.fps, parent.on_error
+        self._skipped = parent.skipped
+        names, lengths = parent.episode_names(), parent.episode_lengths
+        self._parent_starts = np.cumsum([0, *lengths])
+        self._set_episodes([names[p] for p in self.places], [lengths[p] for p in self.places])
+
+    def episode_times(self) -> list[NDArray[np.float64]]:
+        times = self.parent.episode_times()
+        return [times[place] for place in self.places]
+
+    def read(self, index: int) -> Item:
+        place, step = self.locate(index)
+        return self.parent.read(int(self._parent_starts[self.places[place]]) + step)
+
+    def fingerprint(self) -> str:
+        return content_hash([self.parent.fingerprint(), "episodes", self.places])
 
 
 def select_frames(
@@ -44,7 +110,7 @@ def select_frames(
         raise InputError(
             f"got stride={stride}, fps={fps}, limit={limit}; need stride >= 1, fps > 0 and limit >= 1."
         )
-    if fps is not None and not isinstance(source, FrameSource):
+    if fps is not None and (not isinstance(source, FrameSource) or source.fps is None):
         raise InputError(
             f"'{source.name}' has no time stamps, so fps={fps} means nothing there; leave it out."
         )
@@ -86,7 +152,8 @@ class MappedSource(ItemSource):
 
     def __init__(self, parent: ItemSource, change: Callable[[Item], Item], *, tag: str) -> None:
         self.parent, self.change, self.tag = parent, change, tag
-        self.name, self.fps = parent.name, parent.fps
+        self.name, self.fps, self.on_error = parent.name, parent.fps, parent.on_error
+        self._skipped = parent.skipped
 
     def __len__(self) -> int:
         return len(self.parent)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, ItemError, ItemNotFoundError
 from ..files import content_hash
-from .item import Item, ItemSource
+from .item import Item, ItemSource, OnError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -152,6 +152,7 @@ class ImageList(ItemSource):
         images: At least one; files are opened when asked for.
         prompt: Prompt for all that bring none.
         name: Name of the collection.
+        on_error: "skip" leaves out files that are missing and lists them in `skipped`.
 
     Raises:
         ItemError: empty.
@@ -165,11 +166,21 @@ class ImageList(ItemSource):
         *,
         prompt: str | None = None,
         name: str = "images",
+        on_error: OnError = "raise",
     ) -> None:
         if len(images) == 0:
             raise ItemError("got an empty list of images; need at least one.")
-        self.name, self.prompt = name, prompt
-        self.images = [_checked(image, place) for place, image in enumerate(images)]
+        self.name, self.prompt, self.on_error = name, prompt, on_error
+        self.images: list[Path | NDArray[np.uint8] | PILImage | Item] = []
+        places: list[int] = []
+        for place, image in enumerate(images):
+            try:
+                self.images.append(_checked(image, place))
+                places.append(place)
+            except ItemNotFoundError as error:
+                self._skip(str(image), error)
+        if not self.images:
+            raise ItemError(f"none of the {len(images)} images is there: {self.skipped[0].reason}")
         paths = [image for image in self.images if isinstance(image, Path)]
         id_from_path = _short_names(paths)
         self.item_ids = [
@@ -178,7 +189,7 @@ class ImageList(ItemSource):
             else x.item_id
             if isinstance(x, Item)
             else f"image-{place:06d}"
-            for place, x in enumerate(self.images)
+            for place, x in zip(places, self.images, strict=True)
         ]
         doubles = [item_id for item_id, count in Counter(self.item_ids).items() if count > 1]
         if doubles:
@@ -224,7 +235,9 @@ class ImageFolder(ImageList):
         ItemError: no image in it.
     """
 
-    def __init__(self, folder: Path | str, *, prompt: str | None = None) -> None:
+    def __init__(
+        self, folder: Path | str, *, prompt: str | None = None, on_error: OnError = "raise"
+    ) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ItemNotFoundError(f"there is no folder '{folder}'; check the path.")
@@ -235,7 +248,7 @@ class ImageFolder(ImageList):
                 f"the folder '{folder}' has no images: it holds {found}. "
                 f"Need at least one of {', '.join(IMAGE_SUFFIXES)}."
             )
-        super().__init__(paths, prompt=prompt, name=self.folder.resolve().name)
+        super().__init__(paths, prompt=prompt, name=self.folder.resolve().name, on_error=on_error)
         self.item_ids = [path.relative_to(self.folder).as_posix() for path in paths]
 
 

@@ -5,15 +5,42 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, ItemError, ItemNotFoundError
 from ..files import content_hash
 
 Scalar = str | int | float | bool | None
+OnError = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that could not be read and was passed over: its `name`, and the `reason` as an error says it."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A labelled rectangle in pixels of an item's first image: x0 <= x < x1, y0 <= y < y1.
+
+    Attributes:
+        name: What is in it.
+        x0, y0, x1, y1: Corners, pixels from the left upper corner of the image.
+        flags: What the dataset says about it, e.g. "crowd", "difficult", "truncated".
+    """
+
+    name: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +49,7 @@ class Item:
 
     Attributes:
         item_id: Unique within its source, e.g. "beach.jpg" or "ep0003/000012".
-        images: uint8 [h, w, 3], RGB, one per camera; all cameras may differ in size.
+        images: uint8 [h, w, 3], RGB, one per camera; all cameras may differ in size. () for text alone.
         cameras: One name per image.
         prompt: Instruction or question given to models that read text; None when there is none.
         labels: Known facts (colour, success, caption, ...), JSON scalars.
@@ -34,6 +61,10 @@ class Item:
         state: Robot state at this frame, float32 [n_state]; None when unknown.
         action: Action taken at this frame, float32 [n_action], in the dataset's units; None when unknown.
         source: Path of the file that the first image came from; None for arrays and simulated frames.
+        boxes: Labelled rectangles in the first image.
+        pose: Camera-to-world matrix of the first camera, float64 [4, 4], OpenGL axes (x right, y up, looking along
+            -z), in the dataset's unit of length; None when unknown.
+        intrinsics: Pinhole matrix of the first camera in pixels, float64 [3, 3]; None when unknown.
     """
 
     item_id: str
@@ -49,8 +80,13 @@ class Item:
     state: NDArray[np.float32] | None = None
     action: NDArray[np.float32] | None = None
     source: str | None = None
+    boxes: tuple[Box, ...] = ()
+    pose: NDArray[np.float64] | None = None
+    intrinsics: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
+        if not self.images and self.cameras == ("main",):
+            object.__setattr__(self, "cameras", ())  # the default names a camera that a text-only item lacks
         if len(self.images) != len(self.cameras):
             raise InputError(
                 f"item '{self.item_id}' has {len(self.images)} images but {len(self.cameras)} camera names; "
@@ -63,6 +99,12 @@ class Item:
                     f"{image.dtype}; need uint8 [height, width, 3] (RGB)."
                 )
 
+        for name, matrix, shape in (("pose", self.pose, (4, 4)), ("intrinsics", self.intrinsics, (3, 3))):
+            if matrix is not None and (matrix.shape != shape or not np.isfinite(matrix).all()):
+                raise InputError(
+                    f"item '{self.item_id}': its {name} has shape {matrix.shape} or is not finite; need {shape}."
+                )
+
     @property
     def image(self) -> NDArray[np.uint8]:
         """The image of the first camera, uint8 [h, w, 3]."""
@@ -73,10 +115,27 @@ class ItemSource(Sequence[Item], ABC):
     """A lazy, indexable collection of items; nothing is decoded before it is asked for.
 
     Subclasses implement `__len__`, `read(index)` and `fingerprint`.
+
+    With `on_error = "skip"` what is found missing or damaged on opening is left out, iterating passes over items
+    that cannot be read, and `skipped` lists both. `source[index]` raises in any case.
     """
 
     name: str = "items"
     fps: float | None = None
+    on_error: OnError = "raise"
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What was passed over so far; empty with `on_error = "raise"`."""
+        return self.__dict__.setdefault("_skipped", [])
+
+    def _skip(self, name: str, error: Exception) -> None:
+        """List what is passed over, once; raise `error` instead when skipping was not asked for."""
+        if self.on_error != "skip":
+            raise error
+        entry = Skipped(name, str(error))
+        if entry not in self.skipped:
+            self.skipped.append(entry)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -103,7 +162,25 @@ class ItemSource(Sequence[Item], ABC):
 
     def __iter__(self) -> Iterator[Item]:
         for index in range(len(self)):
-            yield self.read(index)
+            try:
+                item = self.read(index)
+            except (ItemError, ItemNotFoundError) as error:
+                self._skip(f"item {index}", error)
+                continue
+            yield item
+
+    def check(self) -> list[Skipped]:
+        """Read every item once and return those that cannot be read, with the reason (empty: all is well).
+
+        Cost: decodes the whole source.
+        """
+        bad: list[Skipped] = []
+        for index in range(len(self)):
+            try:
+                self.read(index)
+            except (ItemError, ItemNotFoundError) as error:
+                bad.append(Skipped(f"item {index}", str(error)))
+        return bad
 
     def subset(self, indices: Sequence[int]) -> ItemSource:
         """Return a source of the items at `indices`, in that order."""
@@ -123,7 +200,8 @@ class Subset(ItemSource):
                     f"item {index} of '{parent.name}' does not exist; it has {len(parent)} items."
                 )
         self.parent, self.indices = parent, indices
-        self.name, self.fps = parent.name, parent.fps
+        self.name, self.fps, self.on_error = parent.name, parent.fps, parent.on_error
+        self._skipped = parent.skipped  # one list for all views of a source
 
     def __len__(self) -> int:
         return len(self.indices)

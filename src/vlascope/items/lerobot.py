@@ -20,7 +20,7 @@ from ._sidecar import Sidecar, SidecarEpisode, read_parquet
 from ._video import VideoReader, reader_pool
 from .frames import FrameSource
 from .images import read_image
-from .item import Item, Scalar
+from .item import Item, OnError, Scalar
 from .lerobot_write import EpisodeData, write_lerobot
 
 __all__ = ["EpisodeData", "EpisodeInfo", "LeRobotSource", "is_lerobot", "write_lerobot"]
@@ -74,6 +74,7 @@ class LeRobotSource(FrameSource):
         camera: Name of one camera or several, in the order wanted; all by default. "wrist" means the feature
             "observation.images.wrist".
         episodes: Numbers of the episodes wanted; all by default.
+        on_error: "skip" leaves out episodes of which a file is missing and lists them in `skipped`.
 
     Raises:
         ItemNotFoundError: no such folder, or a file that the dataset lists is missing.
@@ -88,8 +89,9 @@ class LeRobotSource(FrameSource):
         prompt: str | None = None,
         camera: str | Sequence[str] | None = None,
         episodes: Sequence[int] | None = None,
+        on_error: OnError = "raise",
     ) -> None:
-        self.root = Path(root)
+        self.root, self.on_error = Path(root), on_error
         self.name = self.root.resolve().name
         self.prompt = prompt
         self.info = self._read_info()
@@ -104,6 +106,8 @@ class LeRobotSource(FrameSource):
         self._places: dict[int, _Place] = {}
         found = self._read_episodes_v3() if self.is_v3 else self._read_episodes_v2()
         self.episodes: list[EpisodeInfo] = self._choose_episodes(found, episodes)
+        if on_error == "skip":
+            self.episodes = self._with_files(self.episodes)
         self._starts = np.cumsum([0, *(episode.length for episode in self.episodes)])
         self._tables: Lru[int, dict[str, Any]] = Lru(4)
         self._masks: Lru[int, NDArray[np.integer] | None] = Lru(4)
@@ -255,10 +259,27 @@ class LeRobotSource(FrameSource):
             raise InputError("got an empty list of episodes; leave it out to read all.")
         return [by_index[index] for index in wanted]
 
+    def _with_files(self, episodes: list[EpisodeInfo]) -> list[EpisodeInfo]:
+        """Return the episodes whose files are all there; list the others."""
+        whole: list[EpisodeInfo] = []
+        for episode in episodes:
+            place = self._places[episode.index]
+            missing = [p for p in (place.data, *(v[0] for v in place.videos.values())) if not p.is_file()]
+            if missing:
+                self._skip(f"ep{episode.index:04d}", ItemNotFoundError(f"'{missing[0]}' is missing."))
+            else:
+                whole.append(episode)
+        if not whole:
+            raise ItemError(f"'{self.root}' has no episode whose files are all there; fetch it again.")
+        return whole
+
     # ---- frames ----
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def episode_names(self) -> list[str]:
+        return [f"ep{episode.index:04d}" for episode in self.episodes]
 
     def episode_times(self) -> list[NDArray[np.float64]]:
         # LeRobot's time stamps lie on the grid of its fps by definition.

@@ -13,7 +13,7 @@ from ..files import content_hash
 from ._video import VideoReader, reader_pool
 from .frames import FrameSource
 from .images import _short_names, file_facts
-from .item import Item
+from .item import Item, OnError
 
 
 class VideoSource(FrameSource):
@@ -25,26 +25,39 @@ class VideoSource(FrameSource):
     Args:
         paths: One file or several.
         prompt: Prompt of every frame.
+        on_error: "skip" leaves out files that cannot be opened and lists them in `skipped`.
 
     Raises:
         ItemNotFoundError: no such file.
         ItemError: not a video, or no frame in it.
     """
 
-    def __init__(self, paths: Path | str | Sequence[Path | str], *, prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        paths: Path | str | Sequence[Path | str],
+        *,
+        prompt: str | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
         files = [paths] if isinstance(paths, str | Path) else list(paths)
         if not files:
             raise ItemError("got an empty list of videos; need at least one.")
-        self.paths = [Path(path) for path in files]
-        for path in self.paths:
-            if not path.is_file():
-                raise ItemNotFoundError(f"there is no video file '{path}'; check the path.")
-        self.prompt = prompt
+        self.prompt, self.on_error = prompt, on_error
+        self._readers = reader_pool()
+        self.paths: list[Path] = []
+        facts: list[tuple[NDArray[np.float64], float | None]] = []
+        for path in map(Path, files):
+            try:
+                reader = self._reader(path)
+            except (ItemError, ItemNotFoundError) as error:
+                self._skip(str(path), error)
+                continue
+            self.paths.append(path)
+            facts.append((reader.times_secs, reader.fps))
+        if not self.paths:
+            raise ItemError(f"none of the {len(files)} videos can be read: {self.skipped[0].reason}")
         self.name = self.paths[0].stem if len(self.paths) == 1 else f"{len(self.paths)} videos"
         self._names = _short_names(self.paths)
-        self._readers = reader_pool()
-        readers = ((path, self._reader(path)) for path in self.paths)
-        facts = [(reader.times_secs, reader.fps) for _, reader in readers]
         self._times = [times for times, _ in facts]
         self.fps = facts[0][1]
         self._starts = np.cumsum([0, *(len(times) for times in self._times)])
@@ -54,6 +67,9 @@ class VideoSource(FrameSource):
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def episode_names(self) -> list[str]:
+        return [self._names[path] for path in self.paths]
 
     def episode_times(self) -> list[NDArray[np.float64]]:
         return self._times
