@@ -218,6 +218,8 @@ class Model:
                 "layout": site.layout,
                 "tensor": site.tensor,
                 "width": site.width,
+                "n_heads": site.n_heads,
+                "head_dim": site.head_dim,
                 "n_parameters": sum(
                     p.numel() for p in self.module.get_submodule(site.module_path).parameters()
                 ),

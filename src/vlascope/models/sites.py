@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import SiteNotFoundError, nearest_text
 
 if TYPE_CHECKING:
+    from .packed import Packing
     from .windows import Windows  # imports torch, which importing this room must not
 
 TENSORS = ("out", "q", "k", "v", "attn", "mlp")
@@ -22,7 +23,7 @@ class Site:
     """A place in a model.
 
     Attributes:
-        name: "vision.3", "vision.3.q", "projector", "language.7" or "module:PATH".
+        name: "vision.3", "vision.3.q", "vision.3.q.h2" (one head), "projector", "language.7" or "module:PATH".
         module_path: Dotted path of the module whose output (or input) is read.
         layout: Name of the token layout of its rows, a key of `Batch.layouts`.
         tensor: One of `TENSORS`.
@@ -32,12 +33,16 @@ class Site:
         axes: "btd" for tokens, "bdhw" or "bhwd" for feature maps.
         windows: How the module folds the image grid into attention windows ("bhwd" only); None when it does
             not.
+        packing: Where the tokens lie in a tensor that holds those of all images of a batch; None when the
+            batch has an axis of its own.
         repeats: Why one pass calls the module more than once: "no" (it does not), "images" (once per camera;
             the calls are put one below the other) or "steps" (once per denoising step).
         n_calls: Number of denoising steps, for "steps".
         call: The step that this site stands for, 0 for the first; None reads the last and edits all of them.
         in_place: An edit overwrites the tensor itself, so that whoever else holds it sees the change too: for
             the residual stream of models that never call their blocks, read where the next norm takes it.
+        n_heads: Of q, k and v: heads side by side in the vector, each `head_dim` wide (with grouped heads k and
+            v have fewer than q); 0 where there are none or the model does not tell.
     """
 
     name: str
@@ -49,10 +54,32 @@ class Site:
     side: str = "output"
     axes: str = "btd"
     windows: Windows | None = None
+    packing: Packing | None = None
     repeats: str = "no"
     n_calls: int = 1
     call: int | None = None
     in_place: bool = False
+    n_heads: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head; 0 where heads are not known."""
+        return self.width // self.n_heads if self.n_heads else 0
+
+    def head(self, index: int) -> Site:
+        """Return the site of one head, such as "language.4.q.h3", for reading and editing.
+
+        Args:
+            index: 0 <= index < n_heads.
+
+        Raises:
+            SiteNotFoundError: the site has no such head, or no heads that are known.
+        """
+        if not 0 <= index < self.n_heads:
+            raise SiteNotFoundError(f"no site '{self.name}.h{index}': {_say_heads(self)}.")
+        first = (self.channels[0] if self.channels else 0) + index * self.head_dim
+        channels = (first, first + self.head_dim)
+        return replace(self, name=f"{self.name}.h{index}", channels=channels, width=self.head_dim, n_heads=1)
 
 
 def resolve(
@@ -68,8 +95,10 @@ def resolve(
         patterns: A name; several joined by commas; or a sequence. Each may be exact ("language.7.v"), count
             from the end ("vision.-1"), be a range ("vision.0:6:2"), use wildcards within one part of the name
             ("vision.*" is every block's residual stream, "vision.*.q" every block's queries), be "*" (all
-            residual streams and the projector), "**" (everything) or "module:PATH". "@3" at the end names a
-            denoising step of a policy that computes an action in several ("expert.2@0", "expert.*@-1").
+            residual streams and the projector), "**" (everything except single heads) or "module:PATH". ".h3"
+            after q, k or v names one head ("language.4.q.h3"); ".h-1" counts from the end, ".h0:4" is a range
+            and ".h*" are all heads, each a site of its own. "@3" at the end names a denoising step of a policy
+            that computes an action in several ("expert.2@0", "expert.*@-1").
         sites: The sites to choose from.
         model_name: For the error message.
         native: Makes the site of "module:PATH"; None where paths cannot be named.
@@ -82,6 +111,7 @@ def resolve(
     if not patterns:
         raise SiteNotFoundError(f"no site was named; name at least one site of model '{model_name}'.")
     chosen: set[str] = set()
+    heads: dict[str, set[int]] = {}
     extra: dict[str, Site] = {}
     for pattern in patterns:
         if pattern.startswith("module:") and native is not None:
@@ -91,11 +121,43 @@ def resolve(
             base = resolve([step[1]], sites=sites, model_name=model_name)
             extra |= {site.name: site for site in at_step(base, int(step[2]), pattern=pattern)}
             continue
-        found = _match(pattern, sites)
-        if not found:
+        if found := _match(pattern, sites):
+            chosen.update(found)
+            continue
+        base, dot, head = pattern.rpartition(".h")
+        owners = set(_match(base, sites)) if dot and re.fullmatch(_HEAD, head) else set()
+        if not owners:
             raise SiteNotFoundError(_not_found(pattern, sites, model_name))
-        chosen.update(found)
-    return tuple(site for site in sites if site.name in chosen) + tuple(extra.values())
+        for site in (site for site in sites if site.name in owners):
+            heads.setdefault(site.name, set()).update(_heads(head, site, pattern))
+    found_sites: list[Site] = []
+    for site in sites:
+        if site.name in chosen:
+            found_sites.append(site)
+        found_sites += [site.head(index) for index in sorted(heads.get(site.name, ()))]
+    return (*found_sites, *extra.values())
+
+
+_HEAD = r"\*|-?\d+|(-?\d*):(-?\d*)"
+
+
+def _heads(head: str, site: Site, pattern: str) -> list[int]:
+    """Return the heads of a site that the part of a pattern after ".h" names."""
+    if ":" in head or head == "*":
+        bounds = [int(number) if number else None for number in head.split(":")] if head != "*" else [None]
+        found = list(range(site.n_heads)[slice(*bounds)] if head != "*" else range(site.n_heads))
+    else:
+        index = int(head) + (site.n_heads if head.startswith("-") else 0)
+        found = [index] if 0 <= index < site.n_heads else []
+    if not found:
+        raise SiteNotFoundError(f"'{pattern}' names no head: {_say_heads(site)}.")
+    return found
+
+
+def _say_heads(site: Site) -> str:
+    if site.n_heads:
+        return f"the heads of '{site.name}' run 0..{site.n_heads - 1}"
+    return f"'{site.name}' has no heads that vlascope knows; q, k and v of most models have"
 
 
 def at_step(sites: Sequence[Site], step: int, *, pattern: str) -> list[Site]:

@@ -86,7 +86,8 @@ def block_sites(
         layout: Name of the token layout.
         width: Width of the residual stream.
         leaves: Candidate paths inside a block per tensor.
-        head_widths: Widths of q, k, v in a fused projection; None when they are equal.
+        head_widths: Widths of q, k, v in a fused projection; by default what the attention module says of its
+            heads, else equal.
     """
     sites = []
     for index, block in enumerate(_children(module, blocks)):
@@ -98,21 +99,62 @@ def block_sites(
             channels = None
             if leaf is None and tensor in "qkv" and fused is not None:
                 leaf = fused
-                channels = split_qkv(module_width(block.get_submodule(fused)), tensor, widths=head_widths)
+                whole = module_width(block.get_submodule(fused))
+                widths = head_widths or fused_widths(attention_of(block, fused), whole)
+                channels = split_qkv(whole, tensor, widths=widths)
             if leaf is None:
                 continue
             leaf_width = module_width(block.get_submodule(leaf)) or width
+            site_width = channels[1] - channels[0] if channels else leaf_width
+            dim = head_dim(attention_of(block, leaf)) if tensor in "qkv" else 0
             sites.append(
                 Site(
                     name=f"{base}.{tensor}",
                     module_path=f"{path}.{leaf}",
                     layout=layout,
                     tensor=tensor,
-                    width=channels[1] - channels[0] if channels else leaf_width,
+                    width=site_width,
                     channels=channels,
+                    n_heads=site_width // dim if dim and site_width % dim == 0 else 0,
                 )
             )
     return sites
+
+
+def attention_of(block: nn.Module, leaf: str) -> nn.Module:
+    """Return the attention module that owns the projection at the dotted path `leaf` inside `block`."""
+    return block.get_submodule(leaf.rpartition(".")[0])
+
+
+def head_dim(attention: nn.Module) -> int:
+    """Return the width of one attention head where the module (or its configuration) tells, else 0."""
+    for name in ("head_dim", "attention_head_size", "head_size", "dim_head"):
+        if isinstance(value := getattr(attention, name, None), int):
+            return value
+    n_heads = _number(attention, ("num_heads", "num_attention_heads", "n_heads", "n_head"))
+    for leaf in ("q_proj", "query", "qkv", "c_attn"):
+        if n_heads and isinstance(part := getattr(attention, leaf, None), nn.Module):
+            width = module_width(part) // (3 if leaf in ("qkv", "c_attn") else 1)
+            return width // n_heads if width % n_heads == 0 else 0
+    return 0
+
+
+def fused_widths(attention: nn.Module, width: int) -> tuple[int, int, int] | None:
+    """Return the widths of q, k and v in a fused projection of grouped heads; None when they are equal."""
+    dim, n_heads = head_dim(attention), _number(attention, ("num_heads", "num_attention_heads", "n_heads"))
+    if not dim or not n_heads or width == 3 * n_heads * dim or (width - n_heads * dim) % 2:
+        return None
+    keys = (width - n_heads * dim) // 2
+    return (n_heads * dim, keys, keys) if keys > 0 and keys % dim == 0 else None
+
+
+def _number(module: nn.Module, names: Sequence[str]) -> int:
+    """Return the first of these attributes of the module, or of its configuration, that is a number; else 0."""
+    for holder in (module, getattr(module, "config", None)):
+        for name in names:
+            if isinstance(value := getattr(holder, name, None), int):
+                return value
+    return 0
 
 
 def split_qkv(width: int, tensor: str, *, widths: tuple[int, int, int] | None = None) -> tuple[int, int]:
