@@ -61,6 +61,10 @@ class StorageError(VlascopeError, OSError):
     """A file could not be written: no permission, read-only or full disk."""
 
 
+class WorkerError(VlascopeError, RuntimeError):
+    """The workers of a cluster died again and again, or none could be started."""
+
+
 class MissingExtraError(VlascopeError, ImportError):
     """An optional package is not installed."""
 

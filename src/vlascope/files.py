@@ -29,6 +29,10 @@ def storage_errors(path: Path | str) -> Iterator[None]:
             errno.EACCES: "permission denied; choose another place with -o or change its permissions",
             errno.EPERM: "permission denied; choose another place with -o or change its permissions",
             errno.EEXIST: "a file stands where a folder is needed; choose another place with -o",
+            errno.ENOENT: "nothing can be made in that place; choose another with -o",
+            errno.ENAMETOOLONG: "that name is too long; choose a shorter one with -o",
+            errno.EDQUOT: "your quota on that disk is used up; free some space and run the same command again",
+            errno.EIO: "the disk reports an error; look at the system's log, or choose another place with -o",
             errno.ENOTDIR: "a part of that path is a file, not a folder; choose another place with -o",
         }
         reason = reasons.get(error.errno or 0)

@@ -222,17 +222,17 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["tables", "complete", "tidy"])
 def test_killed_while_finishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     run_capture(tmp_path / "whole")
-    module = sys.modules["vlascope.runs.capture"]
+    module = sys.modules["vlascope.runs.session"]
 
     def crash(*args: Any, **kwargs: Any) -> Any:
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Session, "_stop", lambda *a, **k: None)  # a kill -9 tidies nothing up
+        patch.setattr(module.Session, "_stop", lambda *a, **k: None)  # a kill -9 tidies nothing up
         if moment == "tables":
             patch.setattr(sys.modules["vlascope.runs.finish"], "file_hash", crash)
         elif moment == "complete":
-            patch.setattr(module._Session, "_add_time", crash)
+            patch.setattr(module.Session, "_add_time", crash)
         else:
             patch.setattr(module, "remove_parts", crash)
         with pytest.raises(Stop):

@@ -37,6 +37,10 @@ class Acts:
 
     ndim = 2
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the memory maps behind when sent to a worker: it opens the files itself."""
+        return {**self.__dict__, "_run_dir": self._run_dir.absolute(), "_maps": OrderedDict()}
+
     def __len__(self) -> int:
         return self.shape[0]
 

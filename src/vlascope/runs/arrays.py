@@ -179,6 +179,6 @@ def open_array(array_dir: Path, *, shape: tuple[int, int], dtype: str) -> NDArra
         found = "is missing" if actual is None else f"has {actual} bytes"
         raise RunIncompleteError(
             f"'{path}' {found}; its commit marker says {n_bytes} bytes. The run is damaged: "
-            "see which blocks with run.verify(), then capture it again with --force."
+            "see which blocks with `vlascope verify RUN`, and mend them with --repair."
         )
     return np.memmap(path, dtype=_STORED[dtype], mode="r", shape=shape)

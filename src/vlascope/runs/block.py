@@ -155,10 +155,15 @@ def read_marker(run_dir: Path, block: int) -> dict[str, Any] | None:
     """
     path = paths.marker_path(run_dir, block)
     try:
-        return read_json(path) if path.exists() else None
+        marker = read_json(path) if path.exists() else None
+        if marker is not None and not (
+            isinstance(marker, dict) and "arrays" in marker and "tables" in marker
+        ):
+            raise ValueError("it is no commit marker")
+        return marker
     except ValueError as error:
         raise RunIncompleteError(
-            f"'{path}' is damaged ({error}); delete it and resume an unfinished run, or capture again with --force."
+            f"'{path}' is damaged ({error}); mend it with --resume, or with `vlascope verify RUN --repair`."
         ) from error
 
 
@@ -200,11 +205,13 @@ def block_problems(
     return problems
 
 
-def drop_block(run_dir: Path, marker: Mapping[str, Any]) -> None:
-    """Take a damaged block back: the marker goes first, so that a crash leaves no marked block without data."""
-    block = marker["block"]
+def drop_block(run_dir: Path, block: int, marker: Mapping[str, Any] | None) -> None:
+    """Take a damaged block back: the marker goes first, so that a crash leaves no marked block without data.
+
+    Without a marker (it is damaged itself) the arrays stay until the block is written again.
+    """
     paths.marker_path(run_dir, block).unlink()
-    for site in marker["arrays"]:
+    for site in marker["arrays"] if marker else ():
         shutil.rmtree(paths.array_dir(run_dir, site, block), ignore_errors=True)
     shutil.rmtree(paths.media_dir(run_dir, block), ignore_errors=True)
     shutil.rmtree(paths.parts_dir(run_dir, block), ignore_errors=True)

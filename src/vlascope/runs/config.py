@@ -72,8 +72,7 @@ def capture_config(
             "name": items.name,
             "n_items": len(items),
             "fps": items.fps,
-            # Hashed, because the fingerprint of a subset lists every index.
-            "fingerprint": hashlib.sha256(items.fingerprint().encode()).hexdigest()[:16],
+            "fingerprint": items_fingerprint(items),
         },
         "capture": {
             "sites": [site.name for site in sites],
@@ -87,6 +86,11 @@ def capture_config(
             "on_error": on_error,
         },
     }
+
+
+def items_fingerprint(items: ItemSource) -> str:
+    """Return the fingerprint of items, hashed: that of a subset lists every index."""
+    return hashlib.sha256(items.fingerprint().encode()).hexdigest()[:16]
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

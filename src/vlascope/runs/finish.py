@@ -45,18 +45,11 @@ def finish_run(run_dir: Path, info: Mapping[str, Any], *, n_blocks: int) -> dict
     Every file is replaced atomically and depends on the blocks only, so a crash in between is mended by doing it
     again. Memory: one block's tables.
     """
-    n_items: list[int] = []
-    rows: dict[str, list[int]] = {}
     widths: dict[str, int] = {}
     failures: list[dict[str, Any]] = []
-    content = hashlib.sha256()
     for block in range(n_blocks):
         marker = read_marker(run_dir, block)
         assert marker is not None, f"block {block} was committed by this process or checked by it"
-        content.update(json.dumps(marker, sort_keys=True).encode())
-        n_items.append(marker["n_items"])
-        for layout, count in marker["rows"].items():
-            rows.setdefault(layout, []).append(count)
         for site, entry in marker["arrays"].items():
             n_rows, width = entry["shape"]
             if n_rows and widths.setdefault(site, width) != width:
@@ -66,17 +59,18 @@ def finish_run(run_dir: Path, info: Mapping[str, Any], *, n_blocks: int) -> dict
                 )
         failures += marker["failures"]
 
+    index = write_index(run_dir, n_blocks=n_blocks)
+    n_items = index["n_items"]
     tables: dict[str, str] = {}
     schemas = {
         "items": items_schema(),
         "responses": responses_schema(),
-        **{f"tokens.{layout}": tokens_schema() for layout in rows},
+        **{f"tokens.{layout}": tokens_schema() for layout in index["rows"]},
     }
     for name, schema in schemas.items():
         path = run_dir / f"{name}.parquet"
         write_tables(path, _shifted_parts(run_dir, name, n_items), schema=schema)
         tables[path.name] = file_hash(path)
-    write_json(run_dir / "blocks" / paths.INDEX_NAME, {"n_items": n_items, "rows": rows})
     if failures:
         write_text(
             run_dir / paths.FAILURES_NAME,
@@ -90,8 +84,31 @@ def finish_run(run_dir: Path, info: Mapping[str, Any], *, n_blocks: int) -> dict
         "n_failed": len(failures),
         "sites": sites,
         "tables": tables,
-        "content_sha256": content.hexdigest(),
+        "content_sha256": content_sha256(run_dir, n_blocks=n_blocks),
     }
+
+
+def write_index(run_dir: Path, *, n_blocks: int) -> dict[str, Any]:
+    """Write how many items and tokens each block has, as their markers say, and return it."""
+    n_items: list[int] = []
+    rows: dict[str, list[int]] = {}
+    for block in range(n_blocks):
+        marker = read_marker(run_dir, block)
+        assert marker is not None, f"block {block} was committed by this process or checked by it"
+        n_items.append(marker["n_items"])
+        for layout, count in marker["rows"].items():
+            rows.setdefault(layout, []).append(count)
+    index = {"n_items": n_items, "rows": rows}
+    write_json(run_dir / "blocks" / paths.INDEX_NAME, index)
+    return index
+
+
+def content_sha256(run_dir: Path, *, n_blocks: int) -> str:
+    """Return the checksum of a run's content: that of its commit markers, which hold the checksums of all files."""
+    content = hashlib.sha256()
+    for block in range(n_blocks):
+        content.update(json.dumps(read_marker(run_dir, block), sort_keys=True).encode())
+    return content.hexdigest()
 
 
 def _shifted_parts(run_dir: Path, name: str, n_items: list[int]) -> Iterator[Callable[[], Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, VlascopeError
 from ..items.item import Item
 from ..models.layout import TokenLayout
 from .arrays import to_stored
@@ -30,12 +30,11 @@ class Forward:
         self._sites: list[str] = list(settings["sites"])
         self._limit: int = settings["batch_size"]
 
-    def job(
-        self, items: Sequence[Item], batch: Sequence[tuple[int, Item]], writing: BlockWriter
-    ) -> Callable[[], None]:
-        """Run the items of a batch now; return the job that writes the result."""
-        layouts, acts, responses = self._run(items)
-        return partial(writing.append, batch, layouts=layouts, acts=acts, responses=responses)
+    def job(self, batch: Sequence[tuple[int, Item]], writing: BlockWriter) -> tuple[Callable[[], None], int]:
+        """Run a batch of (index, item) now; return the job that writes the result, and its bytes of activations."""
+        layouts, acts, responses = self._run([item for _, item in batch])
+        n_bytes = sum(rows.nbytes for parts in acts.values() for rows in parts)
+        return partial(writing.append, batch, layouts=layouts, acts=acts, responses=responses), n_bytes
 
     def _run(self, items: Sequence[Item]) -> _Result:
         import torch
@@ -46,9 +45,15 @@ class Forward:
             )
         try:
             return self._run_once(items)
-        except torch.OutOfMemoryError:
-            if len(items) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
+            if len(items) == 1:
+                raise InputError(
+                    f"item '{items[0].item_id}' alone does not fit into the memory of {self._model.device} "
+                    f"({error}). Capture fewer sites, load the model in a smaller type (dtype 'bfloat16'), or use "
+                    "another device."
+                ) from error
         # Outside the handler: its traceback would keep the tensors of the failed pass alive.
         self._limit = max(1, len(items) // 2)
         self._warn(f"the device ran out of memory: batches of {len(items)} were halved to {self._limit}")
@@ -89,6 +94,22 @@ class Forward:
         question = batch if len(asked) == len(items) else [items[i] for i in asked]
         given = self._model.respond(question, max_new_tokens=settings["max_new_tokens"])
         return dict(zip(asked, given, strict=True))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that a device, or the machine, ran out of memory."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # Older drivers, Apple's backend and the CPU allocator raise plain RuntimeErrors.
+    text = str(error).lower()
+    said = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    return (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, VlascopeError)
+        and any(x in text for x in said)
+    )
 
 
 def _joined(results: Any) -> _Result:

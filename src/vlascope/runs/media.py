@@ -121,5 +121,5 @@ def read_mask(path: Path) -> NDArray[np.integer]:
 def _check(path: Path) -> None:
     if not path.is_file():
         raise RunIncompleteError(
-            f"'{path}' is missing; the run is damaged. Check it with run.verify() and capture again with --force."
+            f"'{path}' is missing; the run is damaged. Mend it with `vlascope verify RUN --repair`."
         )

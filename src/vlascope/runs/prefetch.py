@@ -17,11 +17,13 @@ from ..items.item import Item, ItemSource
 class Prefetch:
     """Iterates over (index, item or the exception that reading it raised), decoding up to `depth` items ahead.
 
-    A context manager: leaving it stops the thread. Order is that of `indices`. Only this thread reads the source.
+    The indices come by `feed`, at any time; their order is kept. A context manager: leaving it stops the thread.
+    Only this thread reads the source.
     """
 
-    def __init__(self, items: ItemSource, indices: Sequence[int], *, depth: int) -> None:
-        self._items, self._indices = items, indices
+    def __init__(self, items: ItemSource, *, depth: int) -> None:
+        self._items = items
+        self._wanted: queue.SimpleQueue[Sequence[int] | None] = queue.SimpleQueue()
         self._queue: queue.Queue[tuple[int, Item | BaseException]] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read, name="vlascope-decode", daemon=True)
@@ -34,26 +36,35 @@ class Prefetch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopped.set()
+        self._wanted.put(None)
         self._thread.join()
 
+    def feed(self, indices: Sequence[int]) -> None:
+        """Ask for more items."""
+        self._wanted.put(indices)
+
     def __iter__(self) -> Iterator[tuple[int, Item | BaseException]]:
-        for _ in self._indices:
-            yield self._queue.get()
+        return self
+
+    def __next__(self) -> tuple[int, Item | BaseException]:
+        """Return the next item that was fed; waits for ever when nothing was."""
+        return self._queue.get()
 
     def _read(self) -> None:
-        for index in self._indices:
-            try:
-                result: Item | BaseException = self._items[index]
-            except BaseException as error:  # handed to the consumer, which raises or records it
-                result = error
-            while not self._stopped.is_set():
+        while (indices := self._wanted.get()) is not None:
+            for index in indices:
                 try:
-                    self._queue.put((index, result), timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if self._stopped.is_set():
-                return
+                    result: Item | BaseException = self._items[index]
+                except BaseException as error:  # handed to the consumer, which raises or records it
+                    result = error
+                while not self._stopped.is_set():
+                    try:
+                        self._queue.put((index, result), timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if self._stopped.is_set():
+                    return
 
 
 class WriteBehind:

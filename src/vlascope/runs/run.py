@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, RunIncompleteError, SiteNotFoundError, nearest_text
-from ..files import content_hash, file_hash, read_json
+from ..files import content_hash, read_json
 from . import paths
 from .acts import Acts
-from .block import block_problems, read_marker
 from .media import read_image, read_mask
 from .tables import ItemRow, ResponseRow, TokenTable, response_from_record, row_from_record
+from .verify import VerifyReport, read_index, verify_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +28,6 @@ class RunSite:
     layout: str
     width: int
     dtype: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyReport:
-    """What `Run.verify` found.
-
-    Attributes:
-        n_blocks: Blocks that were read.
-        problems: One line per missing, cut or changed file; empty when all is well.
-    """
-
-    n_blocks: int
-    problems: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every byte is as it was when the run was written."""
-        return not self.problems
 
 
 class Run:
@@ -77,7 +59,7 @@ class Run:
 
         Raises:
             RunNotFoundError: there is no run.
-            RunIncompleteError: its capture has not finished; the message says how to go on.
+            RunIncompleteError: its capture has not finished, or it is damaged; the message says how to go on.
             RunVersionError: it was written by a newer vlascope.
         """
         path = Path(path)
@@ -88,8 +70,19 @@ class Run:
                 f"the capture of '{path}' has not finished ({n_done} of {info['n_blocks']} blocks are there). Go on "
                 f"with: {paths.resume_command(info['command'], path)}"
             )
-        config = read_json(path / paths.CONFIG_NAME)
-        return cls(path, info=info, config=config, index=read_json(path / "blocks" / paths.INDEX_NAME))
+        try:
+            config = read_json(path / paths.CONFIG_NAME)
+        except (OSError, ValueError) as error:
+            raise RunIncompleteError(
+                f"'{path / paths.CONFIG_NAME}' cannot be read ({error}); the run is damaged. Capture it again with "
+                "--force."
+            ) from error
+        index = read_index(path)
+        if index is None:
+            raise RunIncompleteError(
+                f"'{path}' has lost its index of blocks; mend it with `vlascope verify {path} --repair`."
+            )
+        return cls(path, info=info, config=config, index=index)
 
     def __repr__(self) -> str:
         return (
@@ -198,21 +191,7 @@ class Run:
 
         Cost: reads the whole run; about 0.5 to 1 GB/s.
         """
-        problems = []
-        n_blocks = self.info["n_blocks"]
-        for block in range(n_blocks):
-            marker = read_marker(self.path, block)
-            if marker is None:
-                problems.append(f"block {block}: its commit marker is missing")
-            else:
-                problems += block_problems(self.path, marker, checksums=True, with_parts=False)
-        for name, sha256 in self.info["tables"].items():
-            path = self.path / name
-            if not path.exists():
-                problems.append(f"{name} is missing")
-            elif file_hash(path) != sha256:
-                problems.append(f"{name} has changed (checksum differs)")
-        return VerifyReport(n_blocks=n_blocks, problems=tuple(problems))
+        return verify_run(self.path, self.info)
 
     def derived_dir(self, verb: str, params: Mapping[str, Any]) -> Path:
         """Return the folder of a result derived from this run; it is not created.
@@ -248,5 +227,6 @@ class Run:
             return pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
             raise RunIncompleteError(
-                f"'{path}' cannot be read ({error}); the run is damaged. Capture it again with --force."
+                f"'{path}' cannot be read ({error}); the run is damaged. Mend it with "
+                f"`vlascope verify {self.path} --repair`."
             ) from error
