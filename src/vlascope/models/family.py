@@ -103,6 +103,14 @@ class Family(ABC):
         return Site(name=f"module:{path}", module_path=path, layout=layout, width=width)
 
     @classmethod
+    def claims(cls, module: nn.Module) -> bool:
+        """Return whether a module in memory is of this family although its `config.model_type` does not say so.
+
+        For models that come with a library of their own, told by the names of their modules.
+        """
+        return False
+
+    @classmethod
     def load_module(
         cls,
         name: str,
@@ -146,6 +154,25 @@ def families() -> dict[str, type[Family]]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     return dict(sorted(_REGISTER.items()))
+
+
+def family_of_module(module: nn.Module) -> type[Family]:
+    """Return the family of a module in memory, by its structure or its `config.model_type`.
+
+    Raises:
+        ModelNotFoundError: no family knows it.
+    """
+    name = type(module).__name__
+    for family in families().values():
+        if family.claims(module):
+            return family
+    model_type = getattr(getattr(module, "config", None), "model_type", None)
+    if model_type is None:
+        raise ModelNotFoundError(
+            f"{name} is no transformers model (it has no config). Use "
+            "vlascope.wrap(module, sites=..., layout=...) instead."
+        )
+    return family_of(str(model_type), name=name)
 
 
 def family_of(model_type: str, *, name: str) -> type[Family]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError, ModelNotFoundError, nearest_text
-from .family import Assets, Family, families, family_of
+from .family import Assets, Family, families, family_of, family_of_module
 from .layout import Grid
 from .model import Model
 
@@ -57,14 +57,8 @@ def load(
     device = _device(device)
     if isinstance(name_or_path_or_module, nn.Module):
         module = name_or_path_or_module
-        model_type = getattr(getattr(module, "config", None), "model_type", None)
-        if model_type is None:
-            raise ModelNotFoundError(
-                f"{type(module).__name__} is no transformers model (it has no config). Use "
-                "vlascope.wrap(module, sites=..., layout=...) instead."
-            )
         name = type(module).__name__
-        family = family_of(model_type, name=name)
+        family = family_of_module(module)
         assets = read_assets(processor, revision=revision) if processor is not None else Assets()
         return _finish(module, family, assets, name=name, revision="memory", device=device, dtype=dtype)
     name = str(name_or_path_or_module)
