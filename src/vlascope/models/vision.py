@@ -10,10 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import ModelNotFoundError
+from ..errors import InputError, ModelNotFoundError
 from ..items.item import Item
 from .batch import Rows
-from .images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ImageTransform, crop, squash, sub_frame
+from .images import (
+    BILINEAR,
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageTransform,
+    crop,
+    squash,
+    sub_frame,
+)
 from .layout import TokenLayout, concat, grid_tokens, plain_tokens
 from .sites import Site
 from .structure import block_sites, first_path
@@ -24,9 +35,18 @@ BLOCKS = ("encoder.layers", "vision_model.encoder.layers", "encoder.layer", "mod
 _PREFIX = {
     "clip_vision_model": (1, False),
     "siglip_vision_model": (0, False),
+    "siglip2_vision_model": (0, False),
     "dinov2": (1, False),
     "dinov2_with_registers": (1, True),
+    "dinov3_vit": (1, True),
+    "vit": (1, False),
+    "vit_mae": (1, False),
+    "vit_msn": (1, False),
+    "deit": (2, False),  # the second one learned from a teacher's label
 }
+
+# Types whose forward adds the trained positions as they are unless told to fit them to another image size.
+_FIT_ON_REQUEST = ("clip_vision_model", "siglip_vision_model", "vit", "vit_mae", "vit_msn", "deit")
 
 
 class VisionTower:
@@ -59,6 +79,8 @@ class VisionTower:
         self.patch = _pair(config.patch_size)
         self.name, self.root, self.transform = name, root, transform
         self.width = int(config.hidden_size)
+        self.trained_hw = _pair(config.image_size) if hasattr(config, "image_size") else None
+        self.is_fitted = config.model_type not in _FIT_ON_REQUEST
         dotted = f"{root}." if root else ""
         self.blocks = first_path(
             module, [dotted + path for path in BLOCKS], needed_for="list of vision blocks"
@@ -72,8 +94,27 @@ class VisionTower:
         )
 
     def pixels(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Return float32 [n, 3, H, W]."""
-        return torch.from_numpy(np.stack([self.transform(image) for image in images]))
+        """Return float32 [n, 3, H, W].
+
+        Raises:
+            InputError: the preprocessing keeps the images' shapes, and these differ.
+        """
+        values = [self.transform(image) for image in images]
+        if len(shapes := {value.shape[1:] for value in values}) > 1:
+            raise InputError(
+                f"the images of one batch have {len(shapes)} sizes after preprocessing ({_sizes(shapes)}), because "
+                "this checkpoint neither crops nor squashes them; use batches of one, or images of one shape."
+            )
+        return torch.from_numpy(np.stack(values))
+
+    def options(self, pixels: Tensor) -> dict[str, bool]:
+        """Return what the tower's forward has to be told to take images of this size.
+
+        Positions are interpolated when the pixel values are not of the size that the model was trained with.
+        """
+        if self.is_fitted or tuple(pixels.shape[-2:]) == self.trained_hw:
+            return {}
+        return {"interpolate_pos_encoding": True}
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return (rows, cols) of the patches of an image of that size."""
@@ -125,11 +166,29 @@ def usual_transform(config: Any) -> ImageTransform:
     size = _pair(config.image_size)[0]
     if config.model_type == "clip_vision_model":
         return crop(size, mean=CLIP_MEAN, std=CLIP_STD)
+    if config.model_type == "dinov3_vit":
+        return ImageTransform(size_hw=(size, size), mean=IMAGENET_MEAN, std=IMAGENET_STD, resample=BILINEAR)
+    if config.model_type in ("vit_mae", "vit_msn"):
+        return squash(size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    if config.model_type == "vit":
+        return ImageTransform(size_hw=(size, size), mean=HALF, std=HALF, resample=BILINEAR)
+    if config.model_type == "deit":
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        return ImageTransform(
+            size_hw=(round(size * 256 / 224), round(size * 256 / 224)),
+            crop_hw=(size, size),
+            mean=mean,
+            std=std,
+        )
     if config.model_type.startswith("dinov2"):
         # DINOv2's own position table is for 518 px; its published processor shows 224 px, cut from 256.
         size = 224 if size == 518 else size
         return crop(size, resize=round(size * 256 / 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return squash(size)
+
+
+def _sizes(shapes: set[tuple[int, ...]]) -> str:
+    return ", ".join(" x ".join(map(str, shape)) for shape in sorted(shapes))
 
 
 def _pair(value: Any) -> tuple[int, int]:
