@@ -102,11 +102,15 @@ class ActionBins:
         if dataset is None:
             if len(stats) > 1:
                 raise ActionFormatError(
-                    f"the model knows {len(stats)} datasets ({', '.join(sorted(stats))}); name one as `dataset`."
+                    f"the model knows the actions of {len(stats)} datasets ({', '.join(sorted(stats))}); name one: "
+                    "model.use_dataset(NAME)."
                 )
             dataset = next(iter(stats))
         if dataset not in stats:
-            raise ActionFormatError(f"no statistics for {dataset!r}. Nearest: {nearest(dataset, stats)}.")
+            raise ActionFormatError(
+                f"the model has no action statistics for {dataset!r}. Nearest: {', '.join(nearest(dataset, stats))}. "
+                f"It has {', '.join(sorted(stats))}."
+            )
         action = stats[dataset]["action"]
         text = get("text_config")
         size = (text.get if isinstance(text, Mapping) else lambda k: getattr(text, k, None))("vocab_size")
@@ -128,6 +132,11 @@ class ActionBins:
     def dof(self) -> int:
         """Number of action dimensions, and of tokens per action."""
         return len(self.low)
+
+    @property
+    def dimension_names(self) -> tuple[str, ...]:
+        """One name per dimension: `names`, or a0, a1, ..."""
+        return self.names or tuple(f"a{i}" for i in range(self.dof))
 
     @property
     def first_id(self) -> int:

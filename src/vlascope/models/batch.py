@@ -27,8 +27,11 @@ class Response:
         action: float32 [dof] in the units of the training data; NaN where the reply had no action token;
             None when the answer is no action.
         action_names: Names of the dimensions.
+        action_chunk: float32 [H, dof], the actions of the next H steps, for models that plan several at once;
+            `action` is then the first of them. None for others.
         action_ids: The ids that are action tokens, in order.
-        flags: What is wrong with an action reply ("word_in_action:2", "too_few_tokens:3"), and
+        flags: What is wrong with an action reply ("word_in_action:2", "too_few_tokens:3"),
+            "normalized_units" when the checkpoint does not say how to get back to physical units, and
             "length_limit" when the answer was cut at `max_new_tokens`.
     """
 
@@ -37,6 +40,7 @@ class Response:
     token_texts: tuple[str, ...] = ()
     action: NDArray[np.float32] | None = None
     action_names: tuple[str, ...] = ()
+    action_chunk: NDArray[np.float32] | None = None
     action_ids: tuple[int, ...] = ()
     flags: tuple[str, ...] = ()
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from ..errors import ModelNotFoundError, SiteNotFoundError, nearest_text
+from ..errors import InputError, ModelNotFoundError, SiteNotFoundError, nearest_text
 from ..items.item import Item
 from .batch import Batch, Response
 from .hooks import Hooks
@@ -77,6 +77,12 @@ class Family(ABC):
     def respond(self, batch: Batch, *, hooks: Hooks, max_new_tokens: int) -> list[Response]:
         """Return the answers, by greedy decoding; `Response()` for models without text output."""
         return [Response() for _ in range(len(batch))]
+
+    def use_dataset(self, name: str) -> None:
+        """Choose the dataset whose statistics bring actions (and the state) to physical units and back."""
+        raise InputError(
+            "this model has no action statistics to choose from; its answers do not depend on a dataset."
+        )
 
     @property
     def layout_roots(self) -> Mapping[str, str]:

@@ -180,6 +180,18 @@ class Model:
         finally:
             self._hooks.sequence_grows = False
 
+    def use_dataset(self, name: str) -> Model:
+        """Choose the dataset whose statistics give actions their physical units; returns the model itself.
+
+        Needed for checkpoints that were trained on several datasets, such as openvla/openvla-7b.
+
+        Raises:
+            InputError: the model does not act.
+            ActionFormatError: no such dataset; the message lists those that there are.
+        """
+        self._family.use_dataset(name)
+        return self
+
     def fingerprint(self) -> str:
         """Return a hexadecimal hash of the weights' names, shapes and values (see `MAX_HASHED_VALUES`)."""
         if not hasattr(self, "_fingerprint"):
