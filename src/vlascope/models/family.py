@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError, ModelNotFoundError, SiteNotFoundError, nearest_text
 from ..items.item import Item
@@ -77,6 +77,14 @@ class Family(ABC):
     def respond(self, batch: Batch, *, hooks: Hooks, max_new_tokens: int) -> list[Response]:
         """Return the answers, by greedy decoding; `Response()` for models without text output."""
         return [Response() for _ in range(len(batch))]
+
+    def attention(self, batch: Batch, *, site: Site) -> list[Tensor] | None:
+        """Return the attention weights [heads, t, t_k] per item where only the family knows how; None otherwise.
+
+        For joint attention of several streams of tokens, whose queries and keys no single module holds.
+        `site` is the queries' (`language.4.q`). See `vlascope.models.attention.weights_from`.
+        """
+        return None
 
     def use_dataset(self, name: str) -> None:
         """Choose the dataset whose statistics bring actions (and the state) to physical units and back."""

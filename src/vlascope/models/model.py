@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -179,6 +179,40 @@ class Model:
                 )
         finally:
             self._hooks.sequence_grows = False
+
+    def attention(
+        self,
+        items: Sequence[Item] | Batch,
+        site: str,
+        *,
+        method: Literal["auto", "model", "recompute"] = "auto",
+    ) -> list[Tensor]:
+        """Return who looked at whom in one block: its attention weights.
+
+        Args:
+            items: Items, or a batch from `prepare`.
+            site: A block ("language.4") or one of its sites; "language.4.weights" means the same.
+            method: "model" runs one pass with the model's own plain attention and copies what it computes;
+                "recompute" works the weights out from queries and keys (with norms of heads, rotary positions,
+                grouped heads, causal mask and sliding window); "auto" recomputes only where the model's classes
+                never hand the weights out.
+
+        Returns:
+            One tensor [heads, t, t] per item: entry [h, i, j] is how much token i of the site's layout looked at
+            token j in head h; rows sum to 1. Images that a tower sees one by one have 0 between them. Where
+            queries look beyond their own tokens (action experts) it is [heads, t, t_k] with the other tokens
+            first.
+
+        Raises:
+            SiteNotFoundError: no such site.
+            InputError: the site has no attention, or the model cannot give its weights.
+
+        Cost: one forward pass with eager attention, memory O(heads * t^2) per block of the whole batch.
+        """
+        from .attention import read
+
+        batch = items if isinstance(items, Batch) else self.prepare(items)
+        return read(self, batch, site=site, method=method)
 
     def use_dataset(self, name: str) -> Model:
         """Choose the dataset whose statistics give actions their physical units; returns the model itself.
