@@ -159,6 +159,8 @@ def _read(tensor: Tensor, site: Site) -> Tensor:
     """Return the [b, t, d] view of a site in its module's tensor."""
     if site.windows is not None:
         tensor = site.windows.unfold(tensor)
+    elif site.packing is not None:
+        tensor = site.packing.unfold(tensor)
     if tensor.ndim == 4:
         if site.axes == "bdhw":
             tensor = tensor.permute(0, 2, 3, 1)
@@ -195,6 +197,8 @@ def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
     if site.windows is not None:
         grid = new.unflatten(1, (site.windows.rows, site.windows.cols))
         return site.windows.fold(grid, into=tensor)
+    if site.packing is not None:
+        return site.packing.fold(new, into=tensor)
     if site.axes == "bdhw":
         return new.unflatten(1, tensor.shape[2:]).permute(0, 3, 1, 2).contiguous()
     if site.axes == "bhwd":
