@@ -218,6 +218,11 @@ class _explained:
         if not isinstance(error, (OSError, ValueError)) or isinstance(error, ModelNotFoundError):
             return
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        if "contains custom code" in str(error):
+            raise ModelNotFoundError(
+                f"the model '{self.name}' runs code that comes with its checkpoint. If you trust its authors, load "
+                "it with trust_remote_code=True."
+            ) from error
         if self.kind != "hub":
             raise ModelNotFoundError(f"cannot load the model in '{self.name}': {reason}") from error
         text = f"{error} {error.__cause__}".lower()
