@@ -148,6 +148,10 @@ class ActionBins:
         array = np.asarray(ids)
         return (array >= self.first_id) & (array < self.vocab_size)
 
+    def numbers(self, ids: Sequence[int] | np.ndarray) -> tuple[int, ...]:
+        """Return the bins of action tokens: 0 for the lowest values, the id `vocab_size - 1`."""
+        return tuple(int(self.vocab_size - 1 - i) for i in ids)
+
     def normalize(self, values: np.ndarray) -> np.ndarray:
         """Values in data units mapped to [-1, 1] and clipped; float64, shape [..., dof]."""
         values = np.asarray(values, dtype=np.float64)

@@ -30,6 +30,7 @@ class Response:
         action_chunk: float32 [H, dof], the actions of the next H steps, for models that plan several at once;
             `action` is then the first of them. None for others.
         action_ids: The ids that are action tokens, in order.
+        action_bins: Their bins, 0 for the lowest values.
         flags: What is wrong with an action reply ("word_in_action:2", "too_few_tokens:3"),
             "normalized_units" when the checkpoint does not say how to get back to physical units, and
             "length_limit" when the answer was cut at `max_new_tokens`.
@@ -42,6 +43,7 @@ class Response:
     action_names: tuple[str, ...] = ()
     action_chunk: NDArray[np.float32] | None = None
     action_ids: tuple[int, ...] = ()
+    action_bins: tuple[int, ...] = ()
     flags: tuple[str, ...] = ()
 
 

@@ -42,5 +42,6 @@ def action_reply(
         action=action,
         action_names=names,
         action_ids=action_ids,
+        action_bins=bins.numbers(action_ids) if bins is not None else (),
         flags=flags,
     )

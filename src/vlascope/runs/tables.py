@@ -69,7 +69,10 @@ class ResponseRow:
         token_texts: One string per generated id.
         action: float32 [dof] in physical units; None when the answer is no action.
         action_names: One name per entry of `action`.
+        action_chunk: float32 [H, dof], the actions of the next H steps, the first of them `action`; None for
+            models that plan one step.
         action_ids: The ids that encode the action.
+        action_bins: Their bins, 0 for the lowest values.
         flags: Warnings of the decoder, e.g. an answer cut short.
     """
 
@@ -80,6 +83,8 @@ class ResponseRow:
     action: NDArray[np.float32] | None = None
     action_names: tuple[str, ...] = ()
     action_ids: tuple[int, ...] = ()
+    action_chunk: NDArray[np.float32] | None = None
+    action_bins: tuple[int, ...] = ()
     flags: tuple[str, ...] = ()
 
 
@@ -219,6 +224,8 @@ def responses_schema() -> pa.Schema:
             ("action", pa.list_(pa.float32())),
             ("action_names", pa.list_(pa.string())),
             ("action_ids", pa.list_(pa.int32())),
+            ("action_chunk", pa.list_(pa.list_(pa.float32()))),
+            ("action_bins", pa.list_(pa.int32())),
             ("flags", pa.list_(pa.string())),
         ]
     )
@@ -301,6 +308,7 @@ def row_from_record(record: Mapping[str, Any]) -> ItemRow:
 
 def response_record(response: Any, *, index: int) -> dict[str, Any]:
     """Return the row of responses.parquet for a `vlascope.models.Response`."""
+    chunk = getattr(response, "action_chunk", None)
     return {
         "item": index,
         "text": response.text,
@@ -309,13 +317,15 @@ def response_record(response: Any, *, index: int) -> dict[str, Any]:
         "action": None if response.action is None else np.asarray(response.action, np.float32).reshape(-1),
         "action_names": list(response.action_names or ()),
         "action_ids": [int(i) for i in (() if response.action_ids is None else response.action_ids)],
+        "action_chunk": None if chunk is None else np.asarray(chunk, np.float32).tolist(),
+        "action_bins": [int(i) for i in getattr(response, "action_bins", ())],
         "flags": list(response.flags or ()),
     }
 
 
 def response_from_record(record: Mapping[str, Any]) -> ResponseRow:
     """Return the `ResponseRow` of one row of responses.parquet."""
-    action = record["action"]
+    action, chunk = record["action"], record.get("action_chunk")  # absent in runs of the first version
     return ResponseRow(
         item=record["item"],
         text=record["text"],
@@ -324,6 +334,8 @@ def response_from_record(record: Mapping[str, Any]) -> ResponseRow:
         action=None if action is None else np.asarray(action, np.float32),
         action_names=tuple(record["action_names"]),
         action_ids=tuple(record["action_ids"]),
+        action_chunk=None if chunk is None else np.asarray(chunk, np.float32),
+        action_bins=tuple(record.get("action_bins") or ()),
         flags=tuple(record["flags"]),
     )
 

@@ -199,6 +199,7 @@ class LlavaFamily(Family):
             action=action,
             action_names=names,
             action_ids=action_ids,
+            action_bins=self.bins.numbers(action_ids) if self.bins is not None else (),
             flags=flags,
         )
 
