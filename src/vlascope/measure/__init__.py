@@ -1,5 +1,55 @@
 """What the pictures mean, in numbers with their controls and intervals."""
 
+from .association import AssociationResult, associate, association
+from .crossfit import Question, separability
+from .layers import LayerAgreement, layer_agreement
+from .multiple import benjamini_hochberg
 from .overlap import OverlapResult, best_overlap, best_overlap_iou, paired_interval
+from .pooling import Pooled, pool_items, pool_regions
+from .resample import (
+    Permutation,
+    Units,
+    bootstrap_interval,
+    bootstrap_mean,
+    permutation_test,
+    run_units,
+    units_of,
+)
+from .result import Result, adjusted, cannot_say
+from .scores import ari, nmi, silhouette
+from .trace import LayerTrace, TraceResult, compare_traces, trace
 
-__all__ = ["OverlapResult", "best_overlap", "best_overlap_iou", "paired_interval"]
+__all__ = [
+    "AssociationResult",
+    "LayerAgreement",
+    "LayerTrace",
+    "OverlapResult",
+    "Permutation",
+    "Pooled",
+    "Question",
+    "Result",
+    "TraceResult",
+    "Units",
+    "adjusted",
+    "ari",
+    "associate",
+    "association",
+    "benjamini_hochberg",
+    "best_overlap",
+    "best_overlap_iou",
+    "bootstrap_interval",
+    "bootstrap_mean",
+    "cannot_say",
+    "compare_traces",
+    "layer_agreement",
+    "nmi",
+    "paired_interval",
+    "permutation_test",
+    "pool_items",
+    "pool_regions",
+    "run_units",
+    "separability",
+    "silhouette",
+    "trace",
+    "units_of",
+]

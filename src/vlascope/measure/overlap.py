@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..models.layout import token_from_pixel
+from .pooling import patch_pixels
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -258,21 +259,11 @@ def _pixel_kmeans(
     run: Run, items: Sequence[int], item_of_patch: NDArray, box: NDArray, *, k: int, seed: int
 ) -> NDArray[np.int64]:
     """Return int64 [n_patches], k-means clusters of the raw pixels of every patch (resampled to 8 x 8)."""
-    from PIL import Image
     from sklearn.cluster import KMeans
 
-    side = 8
-    vectors = np.zeros((len(box), side * side * 3), np.float32)
-    for item in items:
-        image = Image.fromarray(run.image(int(item)))
-        for patch in np.flatnonzero(item_of_patch == item):
-            x0, y0, x1, y1 = (float(v) for v in box[patch])
-            limits = (max(x0, 0.0), max(y0, 0.0), min(x1, image.width), min(y1, image.height))
-            if limits[2] <= limits[0] or limits[3] <= limits[1]:
-                continue  # the patch lies wholly in the model's padding: its pixels are the zeros it stays at
-            tile = image.resize((side, side), Image.Resampling.BILINEAR, box=limits)
-            vectors[patch] = np.asarray(tile, np.float32).reshape(-1) / 255
     kept = np.isin(item_of_patch, items)
+    vectors = np.zeros((len(box), 8 * 8 * 3), np.float32)
+    vectors[kept] = patch_pixels(run, item_of_patch[kept], box[kept])
     clusters = np.full(len(box), -1, np.int64)
     n_distinct = len(np.unique(vectors[kept], axis=0))
     model = KMeans(n_clusters=min(k, n_distinct), n_init=4, random_state=seed)  # pyright: ignore[reportArgumentType]

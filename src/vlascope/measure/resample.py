@@ -1,0 +1,256 @@
+"""Uncertainty and nulls over independent units (items or episodes): bootstrap intervals, permutation tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..runs import Run
+
+N_BOOTSTRAP = 2_000
+N_PERMUTATIONS = 499
+MIN_EPISODES = 2
+
+Scheme = Literal["auto", "units", "shift", "names", "rows"]
+
+
+@dataclass(frozen=True)
+class Units:
+    """Which independent unit each observation belongs to.
+
+    Attributes:
+        ids: int64 [n], 0..n_units-1.
+        over: "episode", "item" or the name of what they are.
+    """
+
+    ids: NDArray[np.int64]
+    over: str
+
+    @property
+    def n(self) -> int:
+        """Number of units."""
+        return int(self.ids.max()) + 1 if len(self.ids) else 0
+
+    def take(self, keep: NDArray[Any]) -> Units:
+        """Return the units of some observations, numbered anew."""
+        return Units(np.unique(self.ids[keep], return_inverse=True)[1].astype(np.int64), self.over)
+
+
+def units_of(values: Sequence[Any], *, over: str = "item") -> Units:
+    """Return units from one name per observation."""
+    _, ids = np.unique(np.asarray([str(v) for v in values]), return_inverse=True)
+    return Units(ids.astype(np.int64), over)
+
+
+def run_units(run: Run, items: Sequence[int] | NDArray[np.integer], *, split: str = "auto") -> Units:
+    """Return what is independent in a run: its episodes, else its items, or the values of a label.
+
+    Frames of one episode look alike, so they are one unit wherever all items belong to episodes.
+
+    Args:
+        run: The run.
+        items: Rows of items, one per observation (repeats allowed).
+        split: "auto", "episode", "item", or the name of a label such as "scene".
+
+    Raises:
+        InputError: items without an episode or without that label.
+    """
+    rows = [run.items[int(i)] for i in items]
+    if split == "item":
+        return units_of([row.index for row in rows], over="item")
+    if split in ("auto", "episode"):
+        if rows and all(row.episode is not None for row in rows):
+            return units_of([row.episode for row in rows], over="episode")
+        if split == "auto":
+            return units_of([row.index for row in rows], over="item")
+        raise InputError("some items belong to no episode; split by 'item' or by a label instead.")
+    missing = [row.item_id for row in rows if row.labels.get(split) is None]
+    if missing:
+        raise InputError(f"{len(missing)} items have no label '{split}' (e.g. '{missing[0]}').")
+    return units_of([row.labels[split] for row in rows], over=split)
+
+
+def bootstrap_weights(n_units: int, *, n_draws: int = N_BOOTSTRAP, seed: int = 0) -> NDArray[np.float64]:
+    """Return how often each unit is drawn, float64 [n_draws, n_units]; each row sums to n_units."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_draws).astype(np.float64)
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.float64]], float],
+    units: Units,
+    *,
+    n_draws: int = N_BOOTSTRAP,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Return the percentile bootstrap interval of any statistic, resampling whole units.
+
+    Args:
+        statistic: Takes float64 [n] weights of the observations (how often each was drawn) and returns a number;
+            NaN draws are left out.
+        units: Unit of each observation.
+        n_draws: Resamples.
+        level: Coverage.
+        seed: Seeds the resampling.
+
+    Returns:
+        Lower and upper end; None with fewer than two units or when most draws are undefined.
+
+    References: B. Efron, 1979, doi:10.1214/aos/1176344552.
+    """
+    if units.n < 2:
+        return None
+    draws = bootstrap_weights(units.n, n_draws=n_draws, seed=seed)
+    values = np.array([statistic(weights[units.ids]) for weights in draws])
+    return percentile_interval(values, level=level)
+
+
+def bootstrap_mean(
+    values: NDArray[np.floating],
+    units: Units,
+    *,
+    over_values: NDArray[np.floating] | None = None,
+    n_draws: int = N_BOOTSTRAP,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Return the interval of sum(values) / n, or of sum(values) / sum(over_values), resampling whole units.
+
+    The fast path of `bootstrap_interval` for means and ratios of means: O(n + n_draws n_units). NaN are left out.
+    """
+    if units.n < 2:
+        return None
+    top = np.asarray(values, np.float64)
+    bottom = np.ones_like(top) if over_values is None else np.asarray(over_values, np.float64)
+    known = np.isfinite(top) & np.isfinite(bottom)
+    sums = np.bincount(units.ids[known], top[known], minlength=units.n)
+    counts = np.bincount(units.ids[known], bottom[known], minlength=units.n)
+    draws = bootstrap_weights(units.n, n_draws=n_draws, seed=seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (draws @ sums) / (draws @ counts)
+    return percentile_interval(means, level=level)
+
+
+def percentile_interval(values: NDArray[np.floating], *, level: float = 0.95) -> tuple[float, float] | None:
+    """Return the central interval of finite bootstrap values; None when fewer than half are finite."""
+    finite = values[np.isfinite(values)]
+    if len(finite) < max(2, len(values) / 2):
+        return None
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permutation:
+    """Outcome of a permutation test.
+
+    Attributes:
+        value: The statistic on the data.
+        p: (1 + number of shuffles that reach it) / (1 + shuffles): valid for any number of shuffles.
+        null_mean: Mean over the shuffles: the "shuffled labels" control.
+        null_high: 95 % quantile over the shuffles.
+        n_permutations: Shuffles.
+    """
+
+    value: float
+    p: float
+    null_mean: float
+    null_high: float
+    n_permutations: int
+
+
+def permutation_test(
+    statistic: Callable[[NDArray[Any]], float],
+    labels: NDArray[Any],
+    units: Units,
+    *,
+    scheme: Scheme = "auto",
+    n_permutations: int = N_PERMUTATIONS,
+    seed: int = 0,
+) -> Permutation:
+    """Return how rarely shuffled labels give as high a statistic as the labels do.
+
+    Args:
+        statistic: Takes labels [n] (or [n, c]) and returns a number, larger meaning more structure.
+        labels: The labels.
+        units: Unit of each observation; shuffles never treat observations of one unit as independent.
+        scheme: See `shuffled`.
+        n_permutations: At least 19 (p cannot be below 1 / (1 + n)).
+        seed: Seeds the shuffles.
+
+    Raises:
+        InputError: fewer than 19 shuffles, or a statistic that is not finite on the data.
+    """
+    if n_permutations < 19:
+        raise InputError(f"got {n_permutations} shuffles; need at least 19 for p <= 0.05 to be possible.")
+    value = float(statistic(labels))
+    if not np.isfinite(value):
+        raise InputError("the statistic is undefined on the data; check for constant features or one class.")
+    rng = np.random.default_rng(seed)
+    null = np.array(
+        [statistic(shuffled(labels, units, scheme=scheme, rng=rng)) for _ in range(n_permutations)]
+    )
+    return summarise_null(value, null)
+
+
+def summarise_null(value: float, null: NDArray[np.floating]) -> Permutation:
+    """Return the test of a value against statistics of shuffled data (undefined ones count as reaching it)."""
+    finite = null[np.isfinite(null)]
+    # Sums in another order differ in the last bits; a shuffle that only relabels must count as a tie.
+    reached = int((~(null < value - 1e-9 * max(1.0, abs(value)))).sum())
+    return Permutation(
+        value=value,
+        p=(1 + reached) / (1 + len(null)),
+        null_mean=float(finite.mean()) if len(finite) else float("nan"),
+        null_high=float(np.quantile(finite, 0.95)) if len(finite) else float("nan"),
+        n_permutations=len(null),
+    )
+
+
+def shuffled(
+    labels: NDArray[Any], units: Units, *, scheme: Scheme = "auto", rng: np.random.Generator
+) -> NDArray[Any]:
+    """Return the labels shuffled so that dependence within units stays as it is.
+
+    Args:
+        labels: [n] or [n, c].
+        units: Unit of each observation.
+        scheme: "units" moves whole units' labels to other units (labels constant within a unit); "shift" rotates
+            the labels of each unit in time and leaves them there (labels that change within a unit);
+            "names" renames the classes within each unit, the same way for all its observations (parts of one image,
+            say); "rows" shuffles all rows (independent rows only). "auto" is "units" where labels are constant
+            within units, else "shift".
+        rng: Draws the shuffle.
+    """
+    if scheme == "auto":
+        scheme = "units" if constant_within(labels, units) else "shift"
+    if scheme == "rows":
+        return labels[rng.permutation(len(labels))]
+    if scheme == "units":
+        first = np.unique(units.ids, return_index=True)[1]
+        return labels[first][rng.permutation(len(first))][units.ids]
+    out = labels.copy()
+    for unit in range(units.n):
+        rows = np.flatnonzero(units.ids == unit)
+        if scheme == "shift":
+            out[rows] = np.roll(labels[rows], int(rng.integers(len(rows))), axis=0)
+        elif scheme == "names":
+            names, which = np.unique(labels[rows], return_inverse=True)
+            out[rows] = names[rng.permutation(len(names))][which]
+        else:
+            raise InputError(f"unknown way to shuffle '{scheme}'; known are units, shift, names, rows, auto.")
+    return out
+
+
+def constant_within(labels: NDArray[Any], units: Units) -> bool:
+    """Return whether every unit has one label."""
+    first = np.unique(units.ids, return_index=True)[1]
+    return bool(np.all(labels == labels[first][units.ids]))

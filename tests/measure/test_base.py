@@ -1,0 +1,202 @@
+"""Results, corrections, intervals, permutations, scores: against closed forms, slow references and null data."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from vlascope.errors import InputError
+from vlascope.measure.crossfit import (
+    CrossFit,
+    Question,
+    _null_accuracies,
+    balanced_accuracy,
+    separability,
+    unit_folds,
+)
+from vlascope.measure.layers import ari_of_table
+from vlascope.measure.multiple import benjamini_hochberg
+from vlascope.measure.resample import (
+    bootstrap_interval,
+    bootstrap_mean,
+    permutation_test,
+    shuffled,
+    units_of,
+)
+from vlascope.measure.result import TABLE_HEAD, Result, adjusted, cannot_say, table
+from vlascope.measure.scores import ari, contingency, nmi, silhouette
+
+
+def test_benjamini_hochberg_by_hand_and_against_scipy():
+    from scipy.stats import false_discovery_control
+
+    assert benjamini_hochberg([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
+    p = np.random.default_rng(0).random(37)
+    np.testing.assert_allclose(benjamini_hochberg(p), false_discovery_control(p))
+    assert len(benjamini_hochberg([])) == 0
+    with pytest.raises(InputError):
+        benjamini_hochberg([0.1, float("nan")])
+
+
+def test_a_result_says_everything_in_one_line_and_in_json():
+    one = Result(
+        name="vision.3", value=0.75, unit="NMI", n=40, over="episode", n_units=8, interval=(0.6, 0.9),
+        controls={"shuffled labels": np.float64(0.1)}, p=0.01,
+    )  # fmt: skip
+    none = cannot_say("vision.4", "constant features", n=40)
+    first, second = adjusted([one, none])
+    assert first.p_adjusted == pytest.approx(0.01) and first.found and not second.found
+    line = first.line()
+    for part in (
+        "vision.3",
+        "0.750",
+        "[0.600, 0.900]",
+        "8 episodes",
+        "n=40",
+        "shuffled labels 0.100",
+        "p=0.01",
+    ):
+        assert part in line
+    assert "cannot say (constant features)" in second.line()
+    assert json.loads(json.dumps(first.to_json(), allow_nan=False))["interval_95"] == [0.6, 0.9]
+    assert all(len(row) == len(TABLE_HEAD) for row in table([first, second]))
+    with pytest.raises(InputError, match="reason"):
+        Result(name="x", value=None, unit="", n=0)
+
+
+def test_bootstrap_mean_is_the_general_bootstrap_and_covers():
+    rng = np.random.default_rng(1)
+    units = units_of(np.repeat(np.arange(11), 3))
+    values = rng.normal(size=33)
+    slow = bootstrap_interval(lambda w: (w * values).sum() / w.sum(), units, n_draws=300, seed=4)
+    assert bootstrap_mean(values, units, n_draws=300, seed=4) == pytest.approx(slow)
+    hits = 0
+    for trial in range(200):
+        low, high = bootstrap_mean(
+            rng.normal(0.3, 1, 40), units_of(np.arange(40)), n_draws=300, seed=trial
+        ) or (1, 0)
+        hits += low <= 0.3 <= high
+    assert hits >= 178
+    assert bootstrap_mean(values, units_of(["a"] * 33)) is None
+
+
+def test_shuffles_keep_what_belongs_together():
+    rng = np.random.default_rng(2)
+    units = units_of(np.repeat(np.arange(5), 4))
+    whole = np.repeat(np.array([0, 1, 0, 2, 1]), 4)
+    moved = shuffled(whole, units, rng=rng)
+    assert all(len(set(moved[units.ids == u])) == 1 for u in range(5))
+    assert sorted(moved) == sorted(whole)
+    changing = np.tile(np.array([0, 0, 1, 2]), 5)
+    for scheme in ("auto", "names"):
+        moved = shuffled(changing, units, scheme=scheme, rng=rng)
+        for u in range(5):
+            assert sorted(np.bincount(moved[units.ids == u])) == sorted(np.bincount(changing[:4]))
+    renamed = shuffled(changing, units, scheme="names", rng=rng)
+    assert all(renamed[4 * u] == renamed[4 * u + 1] for u in range(5)), "equal names stay equal"
+
+
+def test_permutation_p_values_are_uniform_when_nothing_is_there():
+    rng = np.random.default_rng(3)
+    units = units_of(np.arange(20))
+    found = 0
+    for trial in range(200):
+        x, y = rng.normal(size=20), rng.integers(0, 2, 20)
+        test = permutation_test(
+            lambda labels, x=x: abs(x[labels == 1].mean() - x[labels == 0].mean()) if 0 < labels.sum() < 20 else 0,
+            y, units, n_permutations=59, seed=trial,
+        )  # fmt: skip
+        found += test.p <= 0.05
+    assert found <= 20, f"{found} of 200 null runs; 10 are expected"
+    x = np.r_[np.zeros(10), np.ones(10)] + 0.01 * rng.normal(size=20)
+    y = np.r_[np.zeros(10, int), np.ones(10, int)]
+    assert permutation_test(lambda labels: x[labels == 1].mean(), y, units, n_permutations=99).p == 0.01
+
+
+def test_scores_agree_with_scikit_learn():
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+
+    rng = np.random.default_rng(4)
+    a, b = rng.integers(0, 3, 60), rng.integers(0, 4, 60)
+    assert nmi(a, b) == pytest.approx(normalized_mutual_info_score(a, b))
+    assert nmi(a, (a + 1) % 3) == pytest.approx(1)
+    assert ari(a, b) == pytest.approx(adjusted_rand_score(a, b))
+    assert ari_of_table(contingency(a, b)) == pytest.approx(adjusted_rand_score(a, b))
+    x = rng.normal(size=(60, 5))
+    assert silhouette(x, a) == pytest.approx(silhouette_score(x, a))
+    with pytest.raises(InputError, match="single class"):
+        nmi(a, np.zeros(60))
+    with pytest.raises(InputError, match="equal"):
+        silhouette(np.ones((60, 2)), a)
+
+
+def test_crossfit_is_ridge_fitted_without_the_test_fold():
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(31, 7)) * np.arange(1, 8), rng.normal(size=(31, 2))
+    folds = unit_folds(units_of(np.arange(31)), seed=1)
+    got = CrossFit(x, folds, ridge=0.3).predict(y)
+    for fold in range(5):
+        test = folds == fold
+        scale = StandardScaler().fit(x[~test])
+        model = Ridge(0.3 * 7).fit(scale.transform(x[~test]), y[~test])
+        np.testing.assert_allclose(got[test], model.predict(scale.transform(x[test])), atol=1e-8)
+
+
+def test_many_shuffles_at_once_are_the_plain_loop():
+    rng = np.random.default_rng(8)
+    fit = CrossFit(rng.normal(size=(23, 4)), unit_folds(units_of(np.arange(23))))
+    codes = rng.integers(0, 3, (7, 23))
+    slow = [balanced_accuracy(row, fit.classify(row), n_classes=3) for row in codes]
+    np.testing.assert_allclose(_null_accuracies(fit, codes, n_classes=3), slow)
+
+
+def test_units_never_straddle_folds():
+    units = units_of(np.repeat(np.arange(13), 3))
+    folds = unit_folds(units, seed=0)
+    assert all(len(set(folds[units.ids == u])) == 1 for u in range(13))
+    assert set(folds) == set(range(5))
+    with pytest.raises(InputError, match="at least 2"):
+        unit_folds(units_of(["a", "a"]))
+
+
+def _question(n_units: int, per_unit: int, rng: np.random.Generator) -> Question:
+    units = units_of(np.repeat(np.arange(n_units), per_unit), over="episode")
+    codes = rng.permutation(np.arange(n_units) % 2)[units.ids]
+    return Question("colour", codes.astype(np.int64), ("blue", "red"), units)
+
+
+def test_separability_finds_planted_classes_and_not_more_than_5_percent_of_absent_ones():
+    rng = np.random.default_rng(6)
+    found = 0
+    for trial in range(200):
+        question = _question(12, 3, rng)
+        episode_look = rng.normal(size=(12, 6))[question.units.ids]  # frames of an episode look alike
+        x = episode_look + 0.1 * rng.normal(size=(36, 6))
+        found += separability(x, question, name="x", n_permutations=39, seed=trial).found
+    assert found <= 20, f"{found} of 200 null runs; 10 are expected"
+    x[:, 2] += 5 * question.codes
+    planted = separability(x, question, name="x", n_permutations=99)
+    assert planted.found and planted.value is not None and planted.value > 0.9
+    assert planted.interval is not None and planted.interval[0] > 0.5
+    assert planted.controls["chance"] == 0.5 and planted.controls["shuffled labels"] < 0.7
+
+
+def test_separability_cannot_say():
+    rng = np.random.default_rng(7)
+    question = _question(4, 3, rng)
+    assert "need at least 5" in separability(rng.normal(size=(12, 2)), question, name="x").reason
+    question = _question(8, 2, rng)
+    assert "constant" in separability(np.ones((16, 2)), question, name="x").reason
+    one = Question("colour", np.zeros(16, np.int64), ("red",), question.units)
+    assert "single class" in separability(rng.normal(size=(16, 2)), one, name="x").reason
+
+
+def test_balanced_accuracy_by_hand():
+    truth, guess = np.array([0, 0, 0, 0, 1]), np.array([0, 0, 0, 1, 1])
+    assert balanced_accuracy(truth, guess, n_classes=2) == pytest.approx((0.75 + 1) / 2)
+    assert balanced_accuracy(truth, guess, n_classes=3) == pytest.approx((0.75 + 1) / 2)
