@@ -67,14 +67,27 @@ def items(
     stride: int = 1,
     fps: float | None = None,
     camera: str | Sequence[str] | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    labels: Path | str | None = None,
+    where: str | None = None,
 ) -> ItemSource:
-    """Return what is shown to a model: "demo:pick", a folder, images, a video, episodes, arrays.
+    """Return what is shown to a model: "demo:pick", a folder, images, a video, a dataset, arrays.
 
     See `vlascope.items.open_items` for the arguments and errors.
     """
     from .items import open_items
 
-    return open_items(spec, prompt=prompt, limit=limit, stride=stride, fps=fps, camera=camera)
+    return open_items(
+        spec,
+        prompt=prompt,
+        limit=limit,
+        stride=stride,
+        fps=fps,
+        camera=camera,
+        on_error=on_error,
+        labels=labels,
+        where=where,
+    )
 
 
 def capture(

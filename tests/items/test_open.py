@@ -16,12 +16,14 @@ RGB = picture(11, 7)
 
 @pytest.fixture
 def folder(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
     for number in range(7):
-        Image.fromarray(picture(11, 7, number)).save(tmp_path / f"im{number}.png")
+        Image.fromarray(picture(11, 7, number)).save(folder / f"im{number}.png")
     with VideoWriter(tmp_path / "clips.mp4", fps=10) as writer:
         for number in range(23):
             writer.write(picture(10, 14, number))
-    return tmp_path
+    return folder
 
 
 def ids(source):
@@ -38,16 +40,20 @@ def test_the_room_can_be_called(folder):
 def test_each_kind_of_spec(folder, dataset):
     assert isinstance(open_items(dataset), LeRobotSource)
     assert isinstance(open_items(str(folder)), ImageFolder)
-    assert isinstance(open_items(folder / "clips.mp4"), VideoSource)
+    assert isinstance(open_items(folder.parent / "clips.mp4"), VideoSource)
     assert ids(open_items(folder / "im3.png")) == ["im3.png"]
     assert ids(open_items(str(folder / "im[135].png"))) == ["im1.png", "im3.png", "im5.png"]
-    assert len(open_items(str(folder / "*.mp4"))) == 23
-    assert isinstance(open_items([str(folder / "clips.mp4")]), VideoSource)
+    assert len(open_items(str(folder.parent / "*.mp4"))) == 23
+    assert isinstance(open_items([str(folder.parent / "clips.mp4")]), VideoSource)
     assert len(open_items(np.stack([RGB, RGB, RGB]))) == 3
     assert len(open_items(RGB)) == 1 and len(open_items(Image.fromarray(RGB))) == 1
-    (folder / "only").mkdir()
-    (folder / "clips.mp4").rename(folder / "only" / "clips.mp4")
-    assert isinstance(open_items(folder / "only"), VideoSource)
+    with pytest.raises(ItemError, match=r"'images:.*' *\) or video files \('video:"):
+        open_items(folder.parent)
+    assert isinstance(open_items(f"video:{folder.parent}"), VideoSource)
+    assert len(open_items(f"images:{folder.parent}")) == 7
+    for path in folder.iterdir():
+        path.unlink()
+    assert isinstance(open_items(folder.parent), VideoSource)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,7 @@ def test_each_kind_of_spec(folder, dataset):
     [
         ("im0.pn", ItemNotFoundError, r"Nearest: 'im0\.png'"),
         ("*.jpg", ItemNotFoundError, "matches 0 files"),
-        ("*", ItemError, "7 images and 1 videos"),
+        ("../**/*", ItemError, "7 images and 1 videos"),
         ("notes.txt", ItemError, r"'\.txt'; need an image"),
         ("void", ItemError, "no images"),
     ],
@@ -68,7 +74,11 @@ def test_wrong_paths_are_named(folder, spec, error, message):
 
 
 def test_wrong_values_and_options_are_named(folder, dataset):
-    for spec, message in (([], "empty list"), ([RGB, folder / "clips.mp4"], "both videos"), (5, "is a int")):
+    for spec, message in (
+        ([], "empty list"),
+        ([RGB, folder.parent / "clips.mp4"], "both videos"),
+        (5, "is a int"),
+    ):
         with pytest.raises((InputError, ItemError), match=message):
             open_items(spec)
     with pytest.raises(ItemNotFoundError, match="hf download lerobot/pusht"):
@@ -89,10 +99,10 @@ def test_stride_limit_and_fps(folder, dataset):
     steps = [(item.episode, item.step) for item in strided]
     assert steps == [(e, t) for e, n in enumerate(LENGTHS) for t in range(0, n, 4)]
     assert strided.fps == 2.5
-    video = open_items(folder / "clips.mp4", fps=4)
+    video = open_items(folder.parent / "clips.mp4", fps=4)
     assert [item.step for item in video] == [0, 2, 5, 7, 10, 12, 15, 17, 20]
     assert video.fps == 4 and video[2].item_id == "clips.mp4/000005"
-    assert len(open_items(folder / "clips.mp4", fps=100)) == 23
+    assert len(open_items(folder.parent / "clips.mp4", fps=100)) == 23
     assert len(open_items(dataset, limit=1000)) == sum(LENGTHS)
     assert strided.fingerprint() != open_items(dataset, stride=5).fingerprint()
 
@@ -100,7 +110,7 @@ def test_stride_limit_and_fps(folder, dataset):
 def test_prompt_replaces_what_was_there(folder, dataset):
     item = Item(item_id="mine", images=(RGB,), prompt="own")
     given = ImageList([item])
-    for spec in (dataset, folder, folder / "clips.mp4", RGB, [item], item, given):
+    for spec in (dataset, folder, folder.parent / "clips.mp4", RGB, [item], item, given):
         source = open_items(spec, prompt="new", limit=2)
         assert source[0].prompt == "new"
         assert source.fingerprint() != open_items(spec, prompt="newer", limit=2).fingerprint()

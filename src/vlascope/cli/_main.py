@@ -53,6 +53,18 @@ VERBS = (
         "report",
         "vlascope report runs/first --open",
     ),
+    Verb(
+        "label",
+        "list episodes, record success, failure or drop, write out those to keep",
+        "label",
+        "vlascope label data/pick --failure ep0003 --reason 'dropped it' --sheet sheet.png",
+    ),
+    Verb(
+        "frames",
+        "write frames of a video as images",
+        "frames",
+        "vlascope frames clip.mp4 -o frames --every 0.5s",
+    ),
     Verb("models", "list the model families and the embedded models", "models"),
     Verb("sites", "list the places of a model that can be read", "sites", "vlascope sites mini-vla"),
     Verb("info", "say what a run holds and whether it is whole", "info", "vlascope info runs/first"),

@@ -107,7 +107,9 @@ class RecordFile:
                 return
             end = start + _HEADER + length + _FOOTER
             if end > len(data):
-                self.broken = f"{name}: the file ends {end - len(data)} bytes early; it is cut short. Fetch it again."
+                self.broken = (
+                    f"{name}: the file ends {end - len(data)} bytes early; it is cut short. Fetch it again."
+                )
                 return
             self.spans.append((start + _HEADER, length))
             start = end

@@ -75,9 +75,7 @@ class Hdf5Source(EpisodicSource):
         lengths = self._open_all()
         if not self._places:
             raise ItemError(f"no demonstration can be read: {self.skipped[0].reason}")
-        self.cameras = choose_cameras(
-            camera, dict.fromkeys(self.all_cameras), name=str(self._places[0][0])
-        )
+        self.cameras = choose_cameras(camera, dict.fromkeys(self.all_cameras), name=str(self._places[0][0]))
         self.name = self.paths[0].stem if len(self.paths) == 1 else f"{len(self.paths)} files"
         short = _short_names(self.paths)
         prefix = (lambda path: "") if len(self.paths) == 1 else (lambda path: f"{short[path]}/")
@@ -159,7 +157,9 @@ class Hdf5Source(EpisodicSource):
             self.all_cameras = tuple(shapes)
             keys = set(group["obs"])
             if self.state_keys and not keys.issuperset(self.state_keys):
-                raise InputError(f"{where} has no obs {sorted(set(self.state_keys) - keys)}; it has {sorted(keys)}.")
+                raise InputError(
+                    f"{where} has no obs {sorted(set(self.state_keys) - keys)}; it has {sorted(keys)}."
+                )
             self.state_keys = self.state_keys or next((k for k in STATE_KEYS if keys.issuperset(k)), ())
         missing = (set(self.all_cameras) | set(self.state_keys)) - set(group["obs"])
         if missing:

@@ -235,9 +235,7 @@ class ImageFolder(ImageList):
         ItemError: no image in it.
     """
 
-    def __init__(
-        self, folder: Path | str, *, prompt: str | None = None, on_error: OnError = "raise"
-    ) -> None:
+    def __init__(self, folder: Path | str, *, prompt: str | None = None, on_error: OnError = "raise") -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ItemNotFoundError(f"there is no folder '{folder}'; check the path.")

@@ -25,7 +25,7 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Box:
     """A labelled rectangle in pixels of an item's first image: x0 <= x < x1, y0 <= y < y1.
 
@@ -123,11 +123,14 @@ class ItemSource(Sequence[Item], ABC):
     name: str = "items"
     fps: float | None = None
     on_error: OnError = "raise"
+    _skipped: list[Skipped]
 
     @property
     def skipped(self) -> list[Skipped]:
         """What was passed over so far; empty with `on_error = "raise"`."""
-        return self.__dict__.setdefault("_skipped", [])
+        if not hasattr(self, "_skipped"):
+            self._skipped = []
+        return self._skipped
 
     def _skip(self, name: str, error: Exception) -> None:
         """List what is passed over, once; raise `error` instead when skipping was not asked for."""

@@ -42,9 +42,7 @@ class NerfSource(ItemSource):
         ItemError: no NeRF dataset, or a pose that is no 4x4 matrix.
     """
 
-    def __init__(
-        self, path: Path | str, *, prompt: str | None = None, on_error: OnError = "raise"
-    ) -> None:
+    def __init__(self, path: Path | str, *, prompt: str | None = None, on_error: OnError = "raise") -> None:
         self.prompt, self.on_error = prompt, on_error
         path = Path(path)
         self.files = find_transforms(path) if path.is_dir() else [path]
@@ -85,6 +83,11 @@ class NerfSource(ItemSource):
                 raise ItemError(f"'{file}' names the image '{item_id}' twice; every frame needs its own.")
             seen.add(item_id)
             self._frames.append((item_id, image, frame, shared, split))
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The id of every item."""
+        return [entry[0] for entry in self._frames]
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -128,7 +131,9 @@ def _pose(frame: Mapping[str, Any], name: str) -> NDArray[np.float64]:
     if pose.shape == (3, 4):  # the last row is always 0 0 0 1, and some writers leave it out
         pose = np.vstack([pose, [0, 0, 0, 1]])
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        raise ItemError(f"{name}: transform_matrix has shape {pose.shape} or is not finite; need 4x4 numbers.")
+        raise ItemError(
+            f"{name}: transform_matrix has shape {pose.shape} or is not finite; need 4x4 numbers."
+        )
     return pose
 
 

@@ -57,8 +57,9 @@ class RldsSource(EpisodicSource):
     """Frames of an RLDS dataset; one record is one episode.
 
     On opening the files are mapped and the number of steps of each record is counted; no image is read. Item ids
-    are "ep0003/000012", counted through all splits; the label "split" says which one. Labels are the scalars of
-    the episode ("episode_metadata/...") and of the step (reward, is_terminal, ...).
+    are "train/ep0003/000012" (split, record, step), with the number of the file behind the split where there are
+    several. Labels are the split, the scalars of the episode ("episode_metadata/...") and of the step (reward,
+    is_terminal, ...).
 
     Args:
         root: The folder with features.json and the *.tfrecord files, or the one above (a single version).
@@ -98,9 +99,12 @@ class RldsSource(EpisodicSource):
         self.all_cameras = self._find_cameras(first)
         self.cameras = choose_cameras(camera, self.all_cameras, name=str(self.root))
         self._state_key = next((k for k in _STATE_KEYS if _OBSERVATION + k in first), None)
-        self._action_keys = [_ACTION] if _ACTION in first else [k for k in first if k.startswith(_ACTION + "/")]
+        self._action_keys = (
+            [_ACTION] if _ACTION in first else [k for k in first if k.startswith(_ACTION + "/")]
+        )
         self._action_keys.sort()
-        self._set_episodes([f"ep{number:04d}" for number in range(len(lengths))], lengths)
+        # Names come from the place on disk, so that they do not depend on the split chosen or on what is skipped.
+        self._set_episodes([_episode_name(f.path, number) for _, f, number in self._records], lengths)
         self._episodes: Lru[int, dict[str, Any]] = Lru(4)
 
     # ---- opening ----
@@ -239,6 +243,18 @@ class RldsSource(EpisodicSource):
         return content_hash([facts, len(self._records), list(self.cameras), self.prompt])
 
 
+def _episode_name(path: Path, number: int) -> str:
+    """Return "train/ep0003", or "train-00002/ep0003" where the split has several files."""
+    match = _SHARD.match(path.name)
+    split = _split(match["stem"] if match else path.name.partition(".tfrecord")[0])
+    shard = f"-{match['number']}" if match and int(match["count"]) > 1 else ""
+    return f"{split}{shard}/ep{number:04d}"
+
+
+def _split(stem: str) -> str:
+    return stem.rpartition("-")[2]
+
+
 def choose_cameras(
     camera: str | Sequence[str] | None, available: Mapping[str, Any], *, name: str
 ) -> tuple[str, ...]:
@@ -305,7 +321,7 @@ def _find_shards(folder: Path) -> list[tuple[str, Path]]:
         counts[stem] = int(match["count"])
     shards: list[tuple[str, Path]] = []
     for stem, paths in found.items():
-        split = stem.rpartition("-")[2]
+        split = _split(stem)
         for number in range(counts.get(stem, 1)):
             missing = folder / f"{stem}.tfrecord-{number:05d}-of-{counts.get(stem, 1):05d}"
             shards.append((split, paths.get(number, missing)))
