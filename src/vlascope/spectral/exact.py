@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._linalg import eigh_falling, orthonormal
 from .affinity import Kernel
-from .balance import uniform_weights
+from .balance import local, uniform_weights
 
 MAX_EXACT_NODES = 10_000
 """Above this many rows the dense affinity matrix (400 MB) costs more than it gives."""
@@ -28,7 +28,7 @@ SETTLED = 1e-5
 
 
 def exact_cut(
-    x_nd: Tensor, kernel: Kernel, *, n_eig: int, weights: Tensor | None, seed: int, is_uniform: bool = False
+    x_nd: Tensor, kernel: Kernel, *, n_eig: int, weights: Tensor | None, seed: int, power: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the leading eigenvectors of the Normalized Cut of all rows.
 
@@ -42,7 +42,7 @@ def exact_cut(
         n_eig: Eigenvectors wanted, 1 <= n_eig <= n.
         weights: float64 [n], > 0, mean 1; None means equal weights.
         seed: Seeds the start block of the iteration.
-        is_uniform: Multiply the weights by those of `balance.uniform_weights`.
+        power: For balance="uniform", from `balance.local_power`: multiply the weights by `uniform_weights`.
 
     Returns:
         (eigenvectors float32 [n, n_eig], eigenvalues float64 [n_eig] falling, degrees q float32 [n], weights
@@ -56,8 +56,9 @@ def exact_cut(
     affinity = _affinity64(x_nd, kernel) if n <= MAX_DENSE_NODES else _affinity32(x_nd, kernel)
     w = torch.ones(n, dtype=torch.float64, device=x_nd.device) if weights is None else weights.to(x_nd.device)
     degree = (affinity @ w.to(affinity.dtype)).double()
-    if is_uniform:
-        w = uniform_weights(degree, w.cpu()).to(x_nd.device)
+    if power is not None:
+        crowd = torch.cat([local(part, power) @ w.to(affinity.dtype) for part in affinity.split(1024)])
+        w = uniform_weights(crowd, w.cpu()).to(x_nd.device)
         degree = (affinity @ w.to(affinity.dtype)).double()
     half = (w / degree).sqrt()
     trivial = (w * degree).sqrt()
@@ -141,21 +142,15 @@ def _krylov(
     return torch.cat([torch.ones(1, dtype=torch.float64), values]), torch.cat([trivial, vectors], 1)
 
 
-def extend(
-    x_bd: Tensor, train_nd: Tensor, kernel: Kernel, *, map_nk: Tensor, weights: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the eigenvectors [b, k] and degrees [b] of new rows, and their largest affinity to a fitted row [b].
+def extend(block_bn: Tensor, *, map_nk: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the eigenvectors [b, k] and degrees [b] of rows from their affinities to all fitted rows.
 
     Args:
-        x_bd: Prepared rows.
-        train_nd: The fitted rows, prepared.
-        kernel: The affinity.
+        block_bn: Affinities to the fitted rows.
         map_nk: w f / (sqrt(q) lambda) of the fitted rows, f their eigenvectors.
         weights: float64 [n] weights of the fitted rows; None means ones.
 
-    Cost: O(b n (d + k)).
+    Cost: O(b n k).
     """
-    block = kernel.block(x_bd, train_nd).float()
-    degree = block @ weights.to(block) if weights is not None else block.sum(1)
-    nearest = block.max(1).values
-    return (block @ map_nk) / degree.clamp(min=1e-30).sqrt()[:, None], degree, nearest
+    degree = block_bn @ weights.to(block_bn) if weights is not None else block_bn.sum(1)
+    return (block_bn @ map_nk) / degree.clamp(min=1e-30).sqrt()[:, None], degree

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .affinity import Kernel
+from .balance import averaged
 from .exact import extend
 from .health import NEAR_ONE, Health, notes_for
 
@@ -30,6 +31,8 @@ class Fitted:
     total: Tensor | None = None  # s, [r]: weighted sum of all whitened rows; None in exact mode
     weights: Tensor | None = None  # weights of the fitted rows, exact mode only
     constant_row: float | None = None  # value of the trivial vector when all rows coincide
+    point_values: Tensor | None = None  # [m, k] eigenvectors of the points that rows are averaged with
+    n_near: int = 0  # over how many of them; 0 without averages
 
 
 def place(fitted: Fitted, x: Tensor, *, own: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,9 +47,18 @@ def place(fitted: Fitted, x: Tensor, *, own: Tensor | None = None) -> tuple[Tens
         size = float(fitted.kernel.mean.abs().max()) + 1e-300
         same = (x.abs().amax(1) <= 1e-5 * size).float()
         return fitted.to_eig.expand(len(x), -1).clone(), torch.ones_like(same), same
-    if fitted.white is None or fitted.total is None:
-        return extend(x, fitted.points, fitted.kernel, map_nk=fitted.to_eig, weights=fitted.weights)
     block = fitted.kernel.block(x, fitted.points).float()
+    if fitted.white is None:
+        values, degree = extend(block, map_nk=fitted.to_eig, weights=fitted.weights)
+    else:
+        values, degree = _by_landmarks(fitted, block, own=own)
+    if fitted.point_values is not None:
+        values = averaged(values, block, fitted.point_values, n_near=fitted.n_near)
+    return values, degree, block.max(1).values
+
+
+def _by_landmarks(fitted: Fitted, block: Tensor, *, own: Tensor | None) -> tuple[Tensor, Tensor]:
+    assert fitted.white is not None and fitted.total is not None
     # One product for the eigenvectors and the degree, without forming the whitened rows.
     maps = fitted.white @ torch.cat([fitted.to_eig, fitted.total[:, None]], 1)
     both = block @ maps
@@ -57,7 +69,7 @@ def place(fitted: Fitted, x: Tensor, *, own: Tensor | None = None) -> tuple[Tens
             left = unexplained(block[low] @ fitted.white)
             degree[low] += left if own is None else left * own[low]
     degree.clamp_(min=1e-12)
-    return both[:, :-1] * degree.rsqrt()[:, None], degree, block.max(1).values
+    return both[:, :-1] * degree.rsqrt()[:, None], degree
 
 
 def unexplained(features: Tensor) -> Tensor:

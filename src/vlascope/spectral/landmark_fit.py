@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import landmarks as _landmarks
 from ._linalg import eigh_falling
-from .affinity import Kernel
-from .balance import uniform_weights
+from .affinity import MAX_SCALE_ROWS, Kernel
+from .balance import local, local_power, n_neighbors, uniform_weights
 from .fitted import Fitted, health_of, place, signs, unexplained
 from .health import MIN_REACH
 from .rows import Rows, require_finite
@@ -71,11 +71,14 @@ def fit_landmarks(
     counts = (shares * n).float()
     fits = 4 * n * n_landmarks <= settings.memory_limit or n <= MIN_MOMENT_ROWS
     cache = torch.empty((n, n_landmarks), dtype=torch.float32, device=device) if fits else None
-    typical = None
+    typical, power = None, 1.0
     if settings.balance == "uniform":
-        typical = float((kernel.block(candidates, centers).float() @ counts).median()) + 1e-6
+        power = local_power(kernel, candidates[:: max(1, len(candidates) // MAX_SCALE_ROWS)].float())
+        typical = float((local(kernel.block(candidates, centers).float(), power) @ counts).median()) + 1e-6
 
-    look = _first_look(rows, kernel, centers, counts, w, typical, cache, n_keep=4 * (n_landmarks - n_first))
+    look = _first_look(
+        rows, kernel, centers, counts, w, typical, power, cache, n_keep=4 * (n_landmarks - n_first)
+    )
     points = centers
     if len(look.far_rows):
         worst = kernel.prepare(rows.take(look.far_rows).to(device))
@@ -97,7 +100,10 @@ def fit_landmarks(
         kernel, points, (mix * scale).to(device, torch.float32), white=white, total=moments.total.float()
     )
     eigvecs = torch.empty((n, settings.n_eig), dtype=torch.float32, device=device)
-    if features is not None:
+    n_near = n_neighbors(len(points), is_exact=False) if settings.balance == "uniform" else 0
+    if n_near:
+        fitted = replace(fitted, point_values=place(fitted, points)[0], n_near=n_near)
+    if features is not None and not n_near:
         for at in range(0, n, CHUNK_ROWS):
             part, mine = features[at : at + CHUNK_ROWS], None if own is None else own[at : at + CHUNK_ROWS]
             degree = _degree(part, moments.total.float(), mine, is_custom)
@@ -106,10 +112,11 @@ def fit_landmarks(
         for start, stop, raw in rows.chunks(CHUNK_ROWS):
             mine = None if own is None else own[start:stop]
             eigvecs[start:stop], _, nearest = place(fitted, kernel.prepare(raw.to(device)), own=mine)
-            n_far += int((nearest < MIN_REACH).sum())
+            n_far += int((nearest < MIN_REACH).sum()) if features is None else 0
     flips = signs(eigvecs)
     eigvecs *= flips
-    fitted = Fitted(kernel, points, fitted.to_eig * flips, white=white, total=fitted.total)
+    near = None if fitted.point_values is None else fitted.point_values * flips
+    fitted = replace(fitted, to_eig=fitted.to_eig * flips, point_values=near)
     own_sum = float(n) if weights is None else float((weights * weights).sum())
     mean_affinity = (moments.affinity_sum - own_sum) / max(float(n) ** 2 - own_sum, 1e-300)
     health = health_of("nystrom", n, len(points), kernel, mean_affinity, values, n_far / n)
@@ -123,6 +130,7 @@ def _first_look(
     counts: Tensor,
     w: Tensor | None,
     typical: float | None,
+    power: float,
     cache: Tensor | None,
     *,
     n_keep: int,
@@ -131,6 +139,7 @@ def _first_look(
 
     Args:
         typical: Median number of rows that are like a row, for balance="uniform"; None for "density".
+        power: Makes affinities local for that count.
         cache: Its first columns are filled with the affinities to the centroids.
         n_keep: How many of the worst explained rows to return.
     """
@@ -152,7 +161,7 @@ def _first_look(
         else:
             own = torch.ones(stop - start, dtype=torch.float64) if w is None else w[start:stop]
             if typical is not None:
-                own = uniform_weights(crowd, own, typical=typical)
+                own = uniform_weights(local(block, power) @ counts, own, typical=typical)
             weights[start:stop] = own
             own = own.to(device, torch.float32)
             sums[0] += own.sum(dtype=torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from .affinity import MAX_SCALE_ROWS, AffinityFn, Kernel, centered, centered_mean, density_sigma
+from .balance import local_power, n_neighbors
 from .exact import exact_cut
-from .fitted import Fitted, health_of, settle
+from .fitted import Fitted, health_of, place, settle
 from .health import Health
 from .landmarks import CANDIDATES_PER_CENTROID
 from .rows import Rows, require_finite
@@ -152,15 +153,21 @@ def fit_exact(
         require_finite(raw, start)
         prepared.append(kernel.prepare(raw.to(device)))
     x = torch.cat(prepared)
-    is_uniform = settings.balance == "uniform"
+    power = (
+        local_power(kernel, x[:: max(1, len(x) // MAX_SCALE_ROWS)]) if settings.balance == "uniform" else None
+    )
     eigvecs, values, degree, own = exact_cut(
-        x, kernel, n_eig=settings.n_eig, weights=w, seed=settings.seed, is_uniform=is_uniform
+        x, kernel, n_eig=settings.n_eig, weights=w, seed=settings.seed, power=power
     )
     eigvecs, values = settle(eigvecs, values)
     safe = torch.where(values > 0, values, torch.inf).to(device, torch.float32)
     to_eig = eigvecs * (own.float() / degree.sqrt())[:, None] / safe
-    used = own if is_uniform or w is not None else None
+    used = own if power is not None or w is not None else None
     fitted = Fitted(kernel, x, to_eig, weights=used)
+    n_near = n_neighbors(rows.n, is_exact=True) if power is not None else 0
+    if n_near:
+        fitted = replace(fitted, point_values=eigvecs, n_near=n_near)
+        eigvecs = torch.cat([place(fitted, part)[0] for part in x.split(2048)])
     mean_affinity = float((degree.double() * own).sum() - (own * own).sum()) / max(
         float(own.sum() ** 2 - (own * own).sum()), 1e-300
     )
