@@ -87,12 +87,14 @@ class Idefics3Family(ImageTextFamily):
     def show(self, image: NDArray[np.uint8], *, camera: int) -> Shown:
         height, width = image.shape[:2]
         if self.longest is not None:
-            image = resized(image, *longest_edge(height, width, self.longest), resample=self.resample)
+            new_h, new_w = longest_edge(height, width, self.longest)
+            image = resized(image, new_h, new_w, resample=self.resample)
         side, grid = self.side, (0, 0)
         views: list[NDArray[np.uint8]] = []
         frames: list[Frame] = []
         if self.splits:
-            image = resized(image, *multiple_of(*image.shape[:2], side), resample=self.resample)
+            new_h, new_w = multiple_of(image.shape[0], image.shape[1], side)
+            image = resized(image, new_h, new_w, resample=self.resample)
             grid = (image.shape[0] // side, image.shape[1] // side)
             grid = grid if grid != (1, 1) else (0, 0)  # one tile would repeat the overview
         x, y = width / max(grid[1], 1), height / max(grid[0], 1)
