@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .items import ItemSource
     from .models import Grid, Model
-    from .runs import Run
+    from .runs import CaptureProgress, Engine, Run
     from .spectral.cut import CutResult
     from .views import HtmlPiece, Picture, Report, Video
     from .views.tokens import Upsample
@@ -108,6 +108,9 @@ def capture(
     on_error: str = "raise",
     quiet: bool = False,
     command: Sequence[str] | None = None,
+    engine: str | Engine = "local",
+    n_workers: int | None = None,
+    on_progress: Callable[[CaptureProgress], None] | None = None,
 ) -> Run:
     """Run a model over items, keep its tokens at some sites in the directory `out`, and return the run.
 
@@ -133,6 +136,9 @@ def capture(
         on_error=on_error,
         quiet=quiet,
         command=command,
+        engine=engine,
+        n_workers=n_workers,
+        on_progress=on_progress,
     )
 
 

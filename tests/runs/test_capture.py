@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -190,33 +189,6 @@ print("go", flush=True)
 capture(FakeModel(delay_secs=0.01), ArraySource(41), sites="*", out=Path({out!r}), batch_size=2, block_items=3,
         quiet=True, resume=True)
 """
-
-
-@pytest.mark.slow
-def test_kill_9_at_random_moments_loses_nothing(tmp_path: Path) -> None:
-    """Killed again and again until it is through: fork instead of a new interpreter keeps each round short."""
-    settings: dict[str, Any] = {"batch_size": 2, "block_items": 3, "n": 31}
-    whole, out = tmp_path / "whole", tmp_path / "r"
-    run_capture(whole, **settings)
-    rng = np.random.default_rng(3)
-    n_killed = 0
-    for _ in range(12):
-        process = multiprocessing.get_context("fork").Process(
-            target=run_capture,
-            args=(out,),
-            kwargs={**settings, "model": FakeModel(delay_secs=0.01), "resume": True},
-        )
-        process.start()
-        process.join(timeout=float(rng.uniform(0.02, 0.3)))
-        if process.exitcode == 0:
-            break
-        process.kill()
-        process.join()
-        n_killed += 1
-    assert n_killed >= 2, "the test must kill to mean anything"
-    run_capture(out, **settings, resume=True)
-    assert tree(out) == tree(whole)
-    assert Run.open(out).verify().ok
 
 
 @pytest.mark.parametrize("moment", ["tables", "complete", "tidy"])

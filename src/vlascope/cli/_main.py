@@ -68,6 +68,26 @@ VERBS = (
     Verb("models", "list the model families and the embedded models", "models"),
     Verb("sites", "list the places of a model that can be read", "sites", "vlascope sites mini-vla"),
     Verb("info", "say what a run holds and whether it is whole", "info", "vlascope info runs/first"),
+    Verb("ls", "list the runs in a folder", "ls", "vlascope ls runs"),
+    Verb(
+        "verify",
+        "compare every byte of a run with its checksums, mend what is damaged",
+        "verify",
+        "vlascope verify runs/first --repair",
+    ),
+    Verb(
+        "diff",
+        "compare two runs: settings, items, tokens, answers",
+        "diff",
+        "vlascope diff runs/first runs/second",
+    ),
+    Verb(
+        "export",
+        "write a run as safetensors files or as a LeRobot dataset",
+        "export",
+        "vlascope export safetensors runs/first -o tokens",
+    ),
+    Verb("gc", "free space in runs: leftovers, derived results", "gc", "vlascope gc runs/first --dry-run"),
     Verb(
         "sim",
         "the table-top simulator: record, preview, rollout",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -27,6 +30,11 @@ from ._common import (
     say,
 )
 from ._main import OK, PARTIAL
+
+if TYPE_CHECKING:
+    from ..items import ItemSource
+    from ..models import Model
+    from ..runs import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +80,15 @@ class Args(Common):
     on_error: Literal["raise", "skip"] = "raise"
     """what to do with an item that cannot be read; `skip` ends with exit code 3"""
     resume: Flag = False
-    """go on with an interrupted run"""
+    """go on with an interrupted run; mend a damaged one"""
     force: Flag = False
     """replace an existing run"""
     dry_run: Flag = False
-    """print the plan and stop"""
+    """print the plan, time two batches, and stop"""
+    engine: Literal["local", "ray"] = "local"
+    """who computes: this process, or the workers of a Ray cluster"""
+    workers: OptionalInt = None
+    """ray: number of workers (default: one per GPU or node)"""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """take the settings of another run, RUN/config.json; options given here win"""
 
@@ -88,18 +100,33 @@ def run(args: Args) -> int:
             "got --resume and --force; the one keeps what is there, the other deletes it. Give one of them."
         )
     from .. import api
-    from ..runs import make_plan
+    from ..runs import CaptureProgress, capture_config, make_plan, open_engine, timed
 
-    model = api.load(args.model, device=args.device, dtype=args.dtype)
-    items = api.items(
-        args.data, prompt=args.prompt, limit=args.limit, stride=args.stride, fps=args.fps, camera=args.camera
-    )
+    if args.engine == "local":
+        open_engine("local", n_workers=args.workers)  # refuses workers before the model is loaded
+    load, open_items = _makers(args)
+    model, items = load(), open_items()
     out = args.out or default_out(args.model, args.data)
+    chosen = model.resolve(args.sites)
+    respond: dict[str, str | bool] = {"auto": "auto", "yes": True, "no": False}
+    settings = capture_config(
+        model,
+        items,
+        sites=chosen,
+        batch_size=args.batch_size,
+        block_items=args.block_items,
+        dtype=args.store,
+        respond=respond[args.respond],
+        max_new_tokens=args.max_new_tokens,
+        with_answer=args.with_answer,
+        seed=args.seed,
+        on_error=args.on_error,
+    )["capture"]
     plan = make_plan(
         model,
         items,
-        sites=model.resolve(args.sites),
-        dtype="float32" if args.store == "auto" else args.store,
+        sites=chosen,
+        dtype=settings["dtype"],
         batch_size=args.batch_size,
         block_items=args.block_items,
         on_error=args.on_error,
@@ -107,9 +134,15 @@ def run(args: Args) -> int:
         out=out,
     )
     if args.dry_run:
+        plan = timed(plan, model, items, settings=settings)
         give(args, {"run": str(out), **plan.as_dict()}, text=str(plan))
+        plan.check_space(out)
         return OK
     say(args, f"{plan}\n-> {out}")
+
+    def as_json(progress: CaptureProgress) -> None:
+        print(json.dumps({"progress": progress.as_dict()}), file=sys.stderr, flush=True)
+
     captured = api.capture(
         model,
         items,
@@ -118,7 +151,7 @@ def run(args: Args) -> int:
         batch_size=args.batch_size,
         block_items=args.block_items,
         dtype=args.store,
-        respond={"auto": "auto", "yes": True, "no": False}[args.respond],
+        respond=respond[args.respond],
         max_new_tokens=args.max_new_tokens,
         with_answer=args.with_answer,
         seed=args.seed,
@@ -127,6 +160,8 @@ def run(args: Args) -> int:
         force=args.force,
         quiet=args.quiet,
         command=COMMAND.get(),
+        engine=_ray_engine(args) if args.engine == "ray" else "local",
+        on_progress=as_json if args.json and not args.quiet else None,
     )
     give(
         args,
@@ -147,6 +182,36 @@ def run(args: Args) -> int:
         )
         return PARTIAL
     return OK
+
+
+def _makers(args: Args) -> tuple[Callable[[], Model], Callable[[], ItemSource]]:
+    """Return functions that load the model and open the items, here or on a worker."""
+    from .. import api
+
+    load = partial(api.load, args.model, device=args.device, dtype=args.dtype)
+    open_items = partial(
+        api.items,
+        args.data,
+        prompt=args.prompt,
+        limit=args.limit,
+        stride=args.stride,
+        fps=args.fps,
+        camera=args.camera,
+    )
+    return load, open_items
+
+
+def _ray_engine(args: Args) -> Engine:
+    """Return the engine "ray", whose workers load the model and open the data themselves."""
+    from ..runs import RayEngine
+
+    here = {
+        name: str(Path(text).absolute())
+        for name, text in (("model", args.model), ("data", args.data))
+        if Path(text).exists()
+    }
+    load, open_items = _makers(replace(args, **here))  # a worker starts in a folder of its own
+    return RayEngine(n_workers=args.workers, make_model=load, make_items=open_items)
 
 
 def default_out(model: str, data: str) -> Path:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from .acts import Acts
 from .capture import capture
+from .cleanup import Freed, clean_run
+from .config import capture_config
+from .diff import RunDiff, SiteDiff, diff_runs
 from .engines import Engine, LocalEngine, RayEngine, open_engine
+from .export import export_lerobot, export_safetensors
+from .listing import RunEntry, list_runs
 from .meter import CaptureProgress
 from .paths import read_info
-from .plan import Plan, PlanSite, human_bytes, make_plan
+from .plan import Plan, PlanSite, human_bytes, human_secs, make_plan, timed
 from .run import Run, RunSite
 from .session import CaptureInterrupted
 from .tables import ItemRow, ResponseRow, TokenTable
@@ -18,6 +23,7 @@ __all__ = [
     "CaptureInterrupted",
     "CaptureProgress",
     "Engine",
+    "Freed",
     "ItemRow",
     "LocalEngine",
     "Plan",
@@ -25,13 +31,24 @@ __all__ = [
     "RayEngine",
     "ResponseRow",
     "Run",
+    "RunDiff",
+    "RunEntry",
     "RunSite",
+    "SiteDiff",
     "TokenTable",
     "VerifyReport",
     "capture",
+    "capture_config",
+    "clean_run",
+    "diff_runs",
+    "export_lerobot",
+    "export_safetensors",
     "human_bytes",
+    "human_secs",
+    "list_runs",
     "make_plan",
     "open_engine",
     "read_info",
+    "timed",
     "verify_run",
 ]

@@ -62,6 +62,12 @@ class Acts:
             if rows.stop > rows.start:
                 yield rows, from_stored(self._map(block), self._stored_dtype)
 
+    def stored_blocks(self) -> Iterator[NDArray[Any]]:
+        """Yield the values block by block in the stored type (bfloat16 as its bits, uint16), read-only [rows, d]."""
+        for block in range(self.n_blocks):
+            if self._offsets[block + 1] > self._offsets[block]:
+                yield self._map(block)
+
     def __getitem__(self, key: int | slice | Sequence[int] | NDArray[Any]) -> NDArray[Any]:
         """Return rows: `[i]` gives [d]; a slice, int array or bool mask gives [m, d].
 

@@ -15,9 +15,10 @@ from . import paths
 from .config import capture_config
 from .engines import Engine, open_engine
 from .finish import TEMP_PATTERN, remove_parts
+from .listing import size_bytes
 from .lock import write_lock
 from .meter import CaptureProgress
-from .place import check_out, clear, remove_if_empty, size_bytes
+from .place import check_out, clear, remove_if_empty
 from .plan import make_plan
 from .run import Run
 from .session import Session

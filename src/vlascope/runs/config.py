@@ -56,9 +56,7 @@ def capture_config(
         asked = "with_answer" if with_answer else "respond"
         raise InputError(f"model '{model.name}' gives no answers, but {asked} is True; leave it out.")
     model_dtype = str(model.dtype).removeprefix("torch.")
-    if dtype == "auto":
-        dtype = model_dtype if model_dtype in ("float16", "bfloat16") else "float32"
-    check_dtype(dtype)
+    dtype = stored_dtype(model, dtype)
     return {
         "model": {
             "name": str(model.name),
@@ -86,6 +84,19 @@ def capture_config(
             "on_error": on_error,
         },
     }
+
+
+def stored_dtype(model: Model, dtype: str = "auto") -> str:
+    """Return the type in which activations of a model are stored; "auto" keeps its own type without loss.
+
+    Raises:
+        InputError: no such type.
+    """
+    own = str(model.dtype).removeprefix("torch.")
+    if dtype == "auto":
+        dtype = own if own in ("float16", "bfloat16") else "float32"
+    check_dtype(dtype)
+    return dtype
 
 
 def items_fingerprint(items: ItemSource) -> str:

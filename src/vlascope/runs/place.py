@@ -75,8 +75,3 @@ def clear(out: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-
-def size_bytes(out: Path) -> int:
-    """Return the bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -1,14 +1,17 @@
-"""What a capture would read and write, before it starts: items, sites, shapes, bytes."""
+"""What a capture would read and write, before it starts: items, sites, shapes, bytes, time."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ItemError, ItemNotFoundError, StorageError
+from ..files import storage_errors
 from .arrays import itemsize
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class Plan:
         acts_bytes: Activations on disk.
         other_bytes: Upper estimate of images, masks and tables.
         free_bytes: Free space where the run would lie; None when no place was named.
+        estimated_secs: Time that one process would take, from a timed batch; None when none was timed.
     """
 
     model: str
@@ -59,6 +63,7 @@ class Plan:
     acts_bytes: int
     other_bytes: int
     free_bytes: int | None
+    estimated_secs: float | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -80,7 +85,7 @@ class Plan:
             raise StorageError(
                 f"the run needs about {human_bytes(needed)} but the disk of '{out}' has {human_bytes(free)} "
                 "free. Capture fewer sites or items (--sites, --limit, --stride), store them in half the size "
-                "(dtype 'float16'), free some space, or choose another place with -o."
+                "(--store float16), free some space, or choose another place with -o."
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,6 +107,8 @@ class Plan:
         total += f"up to {human_bytes(self.other_bytes)} images and tables"
         if self.free_bytes is not None:
             total += f"; {human_bytes(self.free_bytes)} free"
+        if self.estimated_secs is not None:
+            total += f"; about {human_secs(self.estimated_secs)}"
         return "\n".join([*lines, total])
 
 
@@ -112,6 +119,15 @@ def human_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.3g} TB"
+
+
+def human_secs(secs: float) -> str:
+    """Return a duration for people, e.g. "40 s", "12 min", "3.5 h"."""
+    if secs < 99.5:
+        return f"{max(1, round(secs))} s"
+    if secs < 5970:
+        return f"{round(secs / 60)} min"
+    return f"{secs / 3600:.1f} h" if secs < 172_800 else f"{secs / 86400:.1f} days"
 
 
 def make_plan(
@@ -184,6 +200,46 @@ def make_plan(
         other_bytes=int(pixel_bytes * n_items) + TOKEN_BYTES * sum(n_token_rows.values()),
         free_bytes=None if out is None else shutil.disk_usage(_existing_parent(Path(out))).free,
     )
+
+
+def timed(plan: Plan, model: Model, items: ItemSource, *, settings: Mapping[str, Any]) -> Plan:
+    """Return the plan with the time that one process would take, from a batch that is captured into a temporary folder.
+
+    Args:
+        plan: The plan.
+        model: The model.
+        items: What would be captured.
+        settings: The part "capture" of `capture_config`.
+
+    Raises:
+        Whatever the capture itself would raise at these items; StorageError when there is no room for one batch.
+
+    Cost: two batches through the model, the first of which is not timed, and their files.
+    """
+    from .engines.engine import BlockReport, CaptureJob
+    from .engines.worker import BlockWorker
+
+    n_timed = min(plan.n_items, settings["batch_size"])
+    job_settings = {**settings, "block_items": n_timed}
+    with tempfile.TemporaryDirectory(prefix="vlascope-plan-") as folder, storage_errors(folder):
+        job = CaptureJob(
+            out=Path(folder),
+            n_items=plan.n_items,
+            settings=job_settings,
+            site_layouts={site.name: site.layout for site in plan.sites},
+            model_fingerprint="",
+            items_fingerprint="",
+            n_threads=0,
+        )
+        done: list[BlockReport] = []
+        with BlockWorker(model, items, job, report=done.append) as worker:
+            secs = 0.0
+            for block in (0, plan.n_items // n_timed - 1):  # where there is one batch only, it is taken twice
+                started = time.perf_counter()
+                worker.capture(block)
+                worker.wait()
+                secs = time.perf_counter() - started
+    return replace(plan, estimated_secs=secs * plan.n_items / n_timed)
 
 
 def _sample(items: ItemSource, *, on_error: str) -> Iterator[Item]:

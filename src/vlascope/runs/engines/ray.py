@@ -146,33 +146,36 @@ class _Worker:
     """A Ray actor: a model, the items and the pipeline."""
 
     def __init__(self, job: CaptureJob, model: Any, items: Any, makes_model: bool, makes_items: bool) -> None:
+        self._job, self._model, self._items = job, model, items
+        self._makes_model, self._makes_items = makes_model, makes_items
+
+    def ready(self) -> None:
+        """Load the model and compare it with that of the run."""  # an error in `__init__` would count as a death
         import torch
 
         from ..config import items_fingerprint
 
+        job, node = self._job, os.uname().nodename
         torch.set_num_threads(job.n_threads)
         if not (job.out / INFO_NAME).exists():
             raise StorageError(
-                f"node '{os.uname().nodename}' does not see the run directory '{job.out}'; all nodes need it under "
-                "the same path (a shared file system)."
+                f"node '{node}' does not see the run directory '{job.out}'; all nodes need it under the same path "
+                "(a shared file system)."
             )
-        model = model() if makes_model else model
-        items = items() if makes_items else items
+        model = self._model() if self._makes_model else self._model
+        items = self._items() if self._makes_items else self._items
         for what, got, wanted in (
             ("model", model.fingerprint(), job.model_fingerprint),
             ("items", items_fingerprint(items), job.items_fingerprint),
         ):
             if got != wanted:
                 raise InputError(
-                    f"the {what} on node '{os.uname().nodename}' differ from those of the run (fingerprint {got}, "
-                    f"need {wanted}); give all nodes the same files."
+                    f"the {what} on node '{node}' differ from those of the run (fingerprint {got}, need {wanted}); "
+                    "give all nodes the same files."
                 )
         self._reports: list[BlockReport] = []
         self._worker = BlockWorker(model, items, job, report=self._reports.append)
         self._worker.__enter__()
-
-    def ready(self) -> None:
-        """Return once the model is loaded."""
 
     def capture(self, block: int, then: int | None) -> BlockReport:
         """Capture and commit a block; the items of the block `then` are decoded meanwhile."""
