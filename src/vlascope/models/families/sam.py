@@ -233,7 +233,7 @@ class Sam2Family(Family):
 def _mark_padding(layout: TokenLayout, item: Item) -> TokenLayout:
     """Return the layout with tokens that show nothing of their image called special."""
     sizes = np.array([(image.shape[1], image.shape[0]) for image in item.images], np.float32)
-    outside = (layout.box[:, :2] >= sizes[layout.camera] - 1e-3).any(axis=1)
+    outside = np.any(layout.box[:, :2] >= sizes[layout.camera] - 1e-3, axis=1)
     return replace(
         layout,
         kind=np.where(outside, KINDS.index("special"), layout.kind).astype(np.int8),
