@@ -43,3 +43,83 @@ LENGTHS = (13, 5, 17)
 
 def episodes() -> list[EpisodeData]:
     return [episode(n, index) for index, n in enumerate(LENGTHS)]
+
+
+# ---- TFRecord, written by hand ----
+
+
+def _varint(number: int) -> bytes:
+    number &= (1 << 64) - 1
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def example(features: dict[str, object], *, packed: bool = True) -> bytes:
+    """A tf.train.Example of lists of bytes, of float32 arrays or of int arrays."""
+    entries = b""
+    for name, values in features.items():
+        if isinstance(values, list):
+            feature = _field(1, b"".join(_field(1, v) for v in values))
+        elif np.asarray(values).dtype.kind == "f":
+            feature = _field(2, _field(1, np.asarray(values, "<f4").tobytes()))
+        elif packed:
+            feature = _field(3, _field(1, b"".join(_varint(int(v)) for v in np.asarray(values))))
+        else:
+            feature = _field(3, b"".join(_varint(8) + _varint(int(v)) for v in np.asarray(values)))
+        entries += _field(1, _field(1, name.encode()) + _field(2, feature))
+    return _field(1, entries)
+
+
+def tfrecord(records: list[bytes]) -> bytes:
+    import struct
+
+    from vlascope.items._tfrecord import crc32c_slow, masked
+
+    out = b""
+    for record in records:
+        head = struct.pack("<Q", len(record))
+        out += head + struct.pack("<I", masked(crc32c_slow(head)))
+        out += record + struct.pack("<I", masked(crc32c_slow(record)))
+    return out
+
+
+def png(image: np.ndarray) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rlds_episode(n_steps: int, index: int) -> bytes:
+    """One record: two cameras, state of 5, action of 3, a reward, an instruction, two facts of the episode."""
+    rng = np.random.default_rng(index)
+    return example(
+        {
+            "steps/observation/front": [png(picture(11, 13, t, seed=index)) for t in range(n_steps)],
+            "steps/observation/wrist": [png(picture(7, 5, t, seed=index)) for t in range(n_steps)],
+            "steps/observation/state": rng.normal(size=n_steps * 5),
+            "steps/action": np.arange(n_steps * 3) + 100.0 * index,
+            "steps/is_first": np.arange(n_steps) == 0,
+            "steps/reward": np.arange(n_steps) / 10,
+            "steps/language_instruction": [f"task {index}".encode()] * n_steps,
+            "episode_metadata/robot": [b"arm"],
+            "episode_metadata/offset": np.array([-7 - index]),
+        }
+    )
+
+
+def write_rlds(folder, lengths=(5, 3, 7), *, split: str = "train", shard=(0, 1)):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"toy-{split}.tfrecord-{shard[0]:05d}-of-{shard[1]:05d}"
+    path.write_bytes(tfrecord([rlds_episode(n, i) for i, n in enumerate(lengths)]))
+    return path
