@@ -59,6 +59,7 @@ class Batch:
         prompts: What was asked; None for models that read no text.
         answers: The answers that the language tokens include, when they were asked for.
         lengths: Padded sequence length of layouts that are filled up beyond their longest item.
+        n_rows: Batch rows of layouts whose last ones belong to no item (cameras that an item lacks).
     """
 
     inputs: dict[str, Tensor]
@@ -68,6 +69,7 @@ class Batch:
     prompts: tuple[str | None, ...] = ()
     answers: tuple[Response, ...] | None = None
     lengths: Mapping[str, int] = field(default_factory=dict)
+    n_rows: Mapping[str, int] = field(default_factory=dict)
     source: tuple = field(default=(), repr=False)  # the items, so that answers can be added later
 
     def __len__(self) -> int:

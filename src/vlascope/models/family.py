@@ -28,11 +28,13 @@ class Assets:
         image_config: Content of `preprocessor_config.json`; empty when the checkpoint has none.
         tokenizer: A transformers tokenizer; None when the checkpoint has none.
         chat_template: Jinja template of the processor; None when there is none.
+        stats: Statistics of states and actions, as `vlascope.models.normalizer.datasets` reads them.
     """
 
     image_config: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Any = None
     chat_template: str | None = None
+    stats: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Family(ABC):

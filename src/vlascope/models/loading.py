@@ -16,6 +16,7 @@ from ..errors import InputError, ModelNotFoundError, nearest_text
 from .family import Assets, Family, families, family_of, family_of_module
 from .layout import Grid
 from .model import Model
+from .normalizer import policy_stats, policy_tokenizer
 
 SMALL_PARAMETERS = 50_000_000
 """Models up to this size compute in float32 everywhere unless asked otherwise: it costs them little."""
@@ -148,14 +149,17 @@ def read_assets(source: Any, *, revision: str | None = None, trust_remote_code: 
         tokenizer = getattr(source, "tokenizer", source if hasattr(source, "convert_ids_to_tokens") else None)
         chat = getattr(source, "chat_template", None)
         config = image.to_dict() if image is not None else {}
-        return Assets(image_config=config, tokenizer=tokenizer, chat_template=chat)
+        tokenizer = tokenizer if tokenizer is not None else policy_tokenizer(source)
+        stats = policy_stats(source)
+        return Assets(image_config=config, tokenizer=tokenizer, chat_template=chat, stats=stats)
     from transformers import AutoTokenizer
 
     def read(file_name: str) -> Any:
         path = _asset(str(source), file_name, revision=revision)
         return json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
 
-    image_config = read("processor_config.json").get("image_processor") or read("preprocessor_config.json")
+    processor_config = read("processor_config.json")
+    image_config = processor_config.get("image_processor") or read("preprocessor_config.json")
     has_tokenizer = any(
         _asset(str(source), file_name, revision=revision) is not None
         for file_name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -166,7 +170,8 @@ def read_assets(source: Any, *, revision: str | None = None, trust_remote_code: 
             str(source), revision=revision, trust_remote_code=trust_remote_code
         )
     chat = read("chat_template.json").get("chat_template")
-    return Assets(image_config=image_config, tokenizer=tokenizer, chat_template=chat)
+    stats = policy_stats(processor_config)
+    return Assets(image_config=image_config, tokenizer=tokenizer, chat_template=chat, stats=stats)
 
 
 def _find(name: str) -> tuple[str, str]:

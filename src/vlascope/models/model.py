@@ -329,6 +329,7 @@ class Model:
         longest = max(place[2] for places in batch.rows[site.layout] for place in places)
         n_wanted = batch.lengths.get(site.layout, longest)
         n_rows = 1 + max(place[0] for places in batch.rows[site.layout] for place in places)
+        n_rows = batch.n_rows.get(site.layout, n_rows)
         if whole.shape[1] != n_wanted or whole.shape[0] != n_rows:
             raise InputError(
                 f"site '{site.name}' gave {whole.shape[0]} x {whole.shape[1]} rows of width {whole.shape[2]}; its "

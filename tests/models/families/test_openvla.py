@@ -161,7 +161,13 @@ def test_actions_in_physical_units(tiny_models, monkeypatch):
     model = _model()
     n = 288  # the vocabulary without its padding
     ids = [n - 1, n - 128, n - 255, n - 256, n - 1, n - 128, n - 255]
-    monkeypatch.setattr(sys.modules[type(model._family).__module__], "greedy", lambda *_, **__: [ids])
+
+    def say(step, *, input_ids, lengths, **_):
+        first = {"attention_mask": None, "position_ids": None, "past_key_values": None}
+        step(input_ids, last=torch.tensor(lengths) - 1, **first)
+        return [ids]
+
+    monkeypatch.setattr(sys.modules[type(model._family).__module__], "greedy", say)
     reply = model.respond([tiny_models.item(prompt="x")])[0]
     centre = lambda k: np.linspace(-1, 1, 256)[k : k + 2].mean()  # noqa: E731
     expected = [
