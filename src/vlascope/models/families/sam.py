@@ -185,9 +185,10 @@ class Sam2Family(Family):
                 revision=revision,
                 trust_remote_code=trust_remote_code,
             )
-        from transformers import Sam2Model
+        import transformers
 
-        return Sam2Model.from_pretrained(name, dtype=dtype, revision=revision, output_loading_info=True)
+        loader: Any = transformers.Sam2Model
+        return loader.from_pretrained(name, dtype=dtype, revision=revision, output_loading_info=True)
 
     def _find_sites(self, backbone: Any) -> list[Site]:
         sites: list[Site] = []
