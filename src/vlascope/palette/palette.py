@@ -13,15 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import InputError, ItemNotFoundError
+from ..errors import InputError, ItemNotFoundError, nearest_text
 from ..files import write_atomic
-from .color import srgb_from_oklab
-from .farthest import farthest_points
+from .color import oklab_from_srgb
+from .cube import cube_knots, fill_cube, fill_cube_by, paint, principal_turn, turns_towards
+from .landmarks import choose_landmarks, landmark_arrays, weights
+from .mspace import encode, fit_mspace
 
-METHODS = ("tsne", "pca")
-SCHEMA = 1
+METHODS = ("tsne", "umap", "mspace", "pca")
+SPACES = ("rgb", "oklab")
+SCHEMA = 2
 N_LANDMARKS = 1024
 N_CANDIDATES = 12_288
+N_SHARED = 1024
 CHUNK_ROWS = 16_384
 GREY = 128
 """Colour of tokens whose eigenvectors are NaN (out of reach of the cut)."""
@@ -35,8 +39,9 @@ class Palette:
     then have one colour in every frame, layer and run.
 
     Attributes:
-        arrays: The fitted numbers (landmarks and their colours, or axes).
-        info: method, seed, n_eig, space and sizes; JSON-able.
+        arrays: The fitted numbers (landmarks and their colours, axes, or a network's weights).
+        info: method, seed, n_eig, space and sizes; JSON-able. A palette fitted with `match` has `match_distance`,
+            the mean OKLab distance that remains to the colours it was matched to.
     """
 
     arrays: Mapping[str, NDArray[np.float32]]
@@ -51,44 +56,79 @@ class Palette:
         seed: int = 0,
         landmarks: int = N_LANDMARKS,
         space: str = "rgb",
+        match: Palette | NDArray[np.uint8] | None = None,
     ) -> Palette:
         """Return a palette for the eigenvectors of a cut.
 
         Args:
             eigvecs: [n, k] from `NystromNCut`; rows with NaN are left out. Rows are divided by their norm first,
-                so that a token's colour does not depend on how many tokens are like it.
+                so that a token's colour does not depend on how many tokens are like it. The order of the rows
+                does not matter.
             method: "tsne": three-dimensional t-SNE of landmarks, extended to every row by its nearest landmarks:
-                separates many concepts. "pca": the first three principal components: plain and linear.
-            seed: Seeds the choice of landmark candidates.
-            landmarks: Rows that t-SNE places, half of them farthest points (so that rare concepts get a
+                separates many concepts. "umap": the same with UMAP: rounder groups, wider apart. "mspace": a small
+                network that keeps the cut's nested subspaces: neighbouring concepts get neighbouring colours.
+                "pca": the first three principal components: plain and linear.
+            seed: Seeds the choice of landmark candidates, and M-space's weights and batches.
+            landmarks: Rows that t-SNE or UMAP places, half of them farthest points (so that rare concepts get a
                 colour), half drawn uniformly.
             space: "rgb" fills the RGB cube (vivid); "oklab" keeps lightness even, equal steps look equal.
+            match: Colours that these rows shall keep as nearly as possible: uint8 [n, 3] for the same rows (from
+                another cut of the same tokens, say), or a palette of the same cut. The new palette's cloud is
+                rotated or reflected in the colour cube towards them; nothing else changes.
 
         Raises:
-            InputError: unknown method or space, fewer than 2 finite rows.
+            InputError: unknown method or space, fewer than 2 finite rows, `match` of other rows or columns, or
+                M-space diverged.
 
-        Cost: 1024 landmarks take about 1.5 s on two cores, whatever n is.
+        Cost: on one core, whatever n is: pca 0.1 s; tsne and umap (1024 landmarks) 2 s; mspace 2 s. `match` adds
+        about 0.5 s.
         """
         if method not in METHODS:
-            soon = " It is not available yet." if method in ("umap", "mspace") else ""
-            raise InputError(f"got palette method '{method}'; need one of {', '.join(METHODS)}.{soon}")
-        if space not in ("rgb", "oklab"):
+            raise InputError(
+                f"got palette method '{method}'; need one of {', '.join(METHODS)}.{nearest_text(method, METHODS)}"
+            )
+        if space not in SPACES:
             raise InputError(f"got colour space '{space}'; need 'rgb' or 'oklab'.")
+        if landmarks < 2:
+            raise InputError(f"got {landmarks} landmarks; a palette needs at least 2.")
         rows = _features(eigvecs)
-        finite = rows[torch.isfinite(rows).all(1)]
+        is_fine = torch.isfinite(rows).all(1)
+        finite = rows[is_fine]
         if len(finite) < 2:
             raise InputError(f"got {len(finite)} finite rows of eigenvectors; a palette needs at least 2.")
+        wanted = None if match is None else _wanted(match, eigvecs, n_rows=len(rows))[is_fine.numpy()]
+        order = _order(finite)
         rng = np.random.default_rng(seed)
         if len(finite) > N_CANDIDATES:
-            index = np.sort(rng.choice(len(finite), N_CANDIDATES, replace=False))
-            finite = finite[torch.from_numpy(index)]
-        info = {"method": method, "seed": seed, "n_eig": int(rows.shape[1]), "space": space}
+            order = order[np.sort(rng.choice(len(finite), N_CANDIDATES, replace=False))]
+        candidates = finite[torch.from_numpy(order)]
+        info: dict[str, Any] = {"method": method, "seed": seed, "n_eig": int(rows.shape[1]), "space": space}
         if method == "pca":
-            arrays = _fit_pca(finite)
+            arrays = _fit_pca(candidates)
+            z = ((candidates - torch.from_numpy(arrays["mean"])) @ torch.from_numpy(arrays["axes"])).numpy()
+        elif method == "mspace":
+            arrays = fit_mspace(candidates, seed=seed)
+            z = encode(candidates, {name: torch.from_numpy(value) for name, value in arrays.items()}).numpy()
         else:
-            arrays = _fit_tsne(finite, min(landmarks, len(finite)), rng, space)
-            info["landmarks"] = len(arrays["points"])
-        return cls(arrays, info)
+            points = choose_landmarks(candidates, min(landmarks, len(candidates)), rng=rng)
+            arrays = landmark_arrays(points)
+            z = _embedder(method)(points.numpy())
+            info["landmarks"] = len(points)
+        z = z.astype(np.float64)
+        turn = principal_turn(z)
+        if wanted is None:
+            return cls(_colored(arrays, z, turn, info), info)
+        shared = order[np.linspace(0, len(order) - 1, min(N_SHARED, len(order))).astype(np.int64)]
+        x, wanted = finite[torch.from_numpy(shared)], wanted[shared]
+        best, distance = None, np.inf
+        for candidate in turns_towards(_places(x, arrays, z, method), wanted, first=turn):
+            palette = cls(_colored(arrays, z, candidate, info), info)
+            gap = oklab_from_srgb(np.clip(palette._colors(x), 0, 1)) - oklab_from_srgb(wanted)
+            if (mean := float(np.linalg.norm(gap, axis=1).mean())) < distance:
+                best, distance = palette, mean
+        if best is None:
+            raise InputError("got eigenvectors that no turn of the colour cube could match; are they finite?")
+        return cls(best.arrays, {**info, "match_distance": round(distance, 6)})
 
     def apply(self, eigvecs: Any) -> NDArray[np.uint8]:
         """Return sRGB colours uint8 [n, 3]; rows with NaN become grey. Equal rows get equal colours, always.
@@ -96,7 +136,7 @@ class Palette:
         Raises:
             InputError: another number of columns than the palette was fitted on.
 
-        Cost: O(n landmarks); 160,000 rows take about 1 s on two cores.
+        Cost: O(n landmarks); 160,000 rows take about 1 s on two cores (tsne, umap), less by pca and mspace.
         """
         rows = _features(eigvecs)
         if rows.shape[1] != self.info["n_eig"]:
@@ -114,15 +154,17 @@ class Palette:
 
     def _colors(self, rows: torch.Tensor) -> NDArray[np.float64]:
         arrays = {name: torch.from_numpy(np.asarray(value)) for name, value in self.arrays.items()}
-        if self.info["method"] == "pca":
+        method, space = self.info["method"], str(self.info["space"])
+        if method == "pca":
             at = (rows - arrays["mean"]) @ arrays["axes"]
             cube = (at - arrays["low"]) / (arrays["high"] - arrays["low"])
-            return _paint(cube.clamp(0, 1).double().numpy(), str(self.info["space"]))
-        points = arrays["points"]
-        d2 = torch.addmm((points * points).sum(1)[None], rows, points.T, alpha=-2)
-        d2.add_((rows * rows).sum(1)[:, None]).clamp_(min=0)
-        weight = torch.softmax(d2.mul_(-arrays["sharpness"][None]), dim=1)
-        return (weight @ arrays["colors"]).double().numpy()
+            return paint(cube.clamp(0, 1).double().numpy(), space)
+        if method == "mspace":
+            z = encode(rows, arrays).double().numpy()
+            return paint(
+                fill_cube_by(z, arrays["turn"].double().numpy(), arrays["knots"].double().numpy()), space
+            )
+        return (weights(rows, arrays) @ arrays["colors"]).double().numpy()
 
     def save(self, path: Path | str) -> Path:
         """Write the palette to one .npz file (arrays and a JSON text, no pickle), atomically."""
@@ -162,6 +204,34 @@ def _features(eigvecs: Any) -> torch.Tensor:
     return rows / rows.norm(dim=1, keepdim=True).clamp_(min=1e-30)
 
 
+def _order(rows: torch.Tensor) -> NDArray[np.int64]:
+    """Return an order of the rows that depends on their values only, so that shuffled rows give the same palette."""
+    along = torch.from_numpy(np.random.default_rng(0).normal(size=rows.shape[1]))
+    key = torch.cat([(part.double() * along).sum(1) for part in rows.split(CHUNK_ROWS)])
+    return np.argsort(key.numpy(), kind="stable")
+
+
+def _wanted(match: Palette | NDArray[np.uint8], eigvecs: Any, *, n_rows: int) -> NDArray[np.float64]:
+    """Return the sRGB colours in [0, 1] that the rows shall keep, [n, 3]."""
+    rgb = match.apply(eigvecs) if isinstance(match, Palette) else np.asarray(match)
+    if rgb.shape != (n_rows, 3) or rgb.dtype != np.uint8:
+        raise InputError(
+            f"got colours to match of shape {rgb.shape} and type {rgb.dtype}; need uint8 [{n_rows}, 3], "
+            "one colour for each row of the eigenvectors, or a palette of the same cut."
+        )
+    return rgb / 255.0
+
+
+def _embedder(method: str) -> Any:
+    if method == "umap":
+        from .umap import umap3
+
+        return umap3
+    from .tsne import tsne3
+
+    return tsne3
+
+
 def _fit_pca(rows: torch.Tensor) -> dict[str, NDArray[np.float32]]:
     mean = rows.mean(0)
     x = (rows - mean).double()
@@ -169,61 +239,38 @@ def _fit_pca(rows: torch.Tensor) -> dict[str, NDArray[np.float32]]:
     axes = torch.zeros((rows.shape[1], 3), dtype=torch.float64)
     found = vectors.flip(1)[:, :3]
     axes[:, : found.shape[1]] = found
-    at = x @ axes
-    axes = axes * torch.where((at**3).sum(0) >= 0, 1.0, -1.0)
-    at = (x @ axes).numpy()
-    low, high = np.quantile(at, 0.01, axis=0), np.quantile(at, 0.99, axis=0)
-    high = np.where(high - low > 1e-9, high, low + 1.0)
-    return {
-        "mean": mean.numpy(),
-        "axes": axes.float().numpy(),
-        "low": low.astype(np.float32),
-        "high": high.astype(np.float32),
-    }
+    return {"mean": mean.numpy(), "axes": axes.float().numpy()}
 
 
-def _fit_tsne(
-    rows: torch.Tensor, n_landmarks: int, rng: np.random.Generator, space: str
+def _places(
+    rows: torch.Tensor, arrays: Mapping[str, NDArray[np.float32]], z: NDArray[np.float64], method: str
+) -> NDArray[np.float64]:
+    """Return where rows lie in the three dimensions before they are turned, [n, 3]."""
+    tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    if method == "pca":
+        return ((rows - tensors["mean"]) @ tensors["axes"]).double().numpy()
+    if method == "mspace":
+        return encode(rows, tensors).double().numpy()
+    return weights(rows, tensors).double().numpy() @ z
+
+
+def _colored(
+    arrays: Mapping[str, NDArray[np.float32]],
+    z: NDArray[np.float64],
+    turn: NDArray[np.float64],
+    info: Mapping[str, Any],
 ) -> dict[str, NDArray[np.float32]]:
-    from .tsne import tsne3
-
-    far = farthest_points(rows, max(2, n_landmarks // 2))
-    others = np.setdiff1d(np.arange(len(rows)), far)
-    n_more = min(n_landmarks - len(far), len(others))
-    more = rng.choice(others, n_more, replace=False) if n_more > 0 else others[:0]
-    points = torch.unique(rows[torch.from_numpy(np.sort(np.concatenate([far, more])))], dim=0)
-    embedded = tsne3(points.numpy())
-    cube = _fill_cube(embedded)
-    d2 = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
-    rank = min(5, len(points) - 1)
-    local = d2.sort(1).values[:, rank].clamp(min=1e-6) if rank > 0 else torch.ones(len(points))
-    return {
-        "points": points.numpy(),
-        "colors": _paint(cube, space).astype(np.float32),
-        "sharpness": (4.0 / local).numpy(),
-    }
-
-
-def _fill_cube(embedded: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return coordinates in the unit cube: along the principal axes, half their rank and half their value."""
-    x = embedded.astype(np.float64) - embedded.mean(0)
-    _, vectors = np.linalg.eigh(x.T @ x)
-    x = x @ vectors[:, ::-1]
-    x = x * np.where((x**3).sum(0) >= 0, 1.0, -1.0)
-    low, high = np.quantile(x, 0.02, axis=0), np.quantile(x, 0.98, axis=0)
-    value = np.clip((x - low) / np.maximum(high - low, 1e-12), 0, 1)
-    rank = x.argsort(0, kind="stable").argsort(0, kind="stable") / max(len(x) - 1, 1)
-    return 0.5 * value + 0.5 * rank
-
-
-def _paint(cube: NDArray[np.float64], space: str) -> NDArray[np.float64]:
-    """Return sRGB colours in [0, 1] of points in the unit cube: bright, no near-black, little grey."""
-    if space == "oklab":
-        lab = np.stack([0.55 + 0.35 * cube[:, 0], (cube[:, 1] - 0.5) * 0.5, (cube[:, 2] - 0.5) * 0.5], 1)
-        return srgb_from_oklab(lab)
-    top, bottom = cube.max(1, keepdims=True), cube.min(1, keepdims=True)
-    spread = np.maximum(top - bottom, 1e-9)
-    saturation = np.minimum(1.0, (spread / np.maximum(top, 1e-9)) ** 0.7)
-    value = 0.5 + 0.5 * top
-    hue_part = (top - cube) / spread  # 0 at the strongest channel, 1 at the weakest
-    return value * (1 - saturation * hue_part)
+    """Return the fitted arrays together with what turns places into colours."""
+    if info["method"] == "pca":
+        at = z @ turn
+        low, high = np.quantile(at, 0.01, axis=0), np.quantile(at, 0.99, axis=0)
+        more = {
+            "axes": arrays["axes"] @ turn,
+            "low": low,
+            "high": np.where(high - low > 1e-9, high, low + 1.0),
+        }
+    elif info["method"] == "mspace":
+        more = {"turn": turn, "knots": cube_knots(z, turn)}
+    else:
+        more = {"colors": paint(fill_cube(z, turn), str(info["space"]))}
+    return {**arrays, **{name: np.asarray(value, dtype=np.float32) for name, value in more.items()}}

@@ -30,7 +30,7 @@ def tsne3(points: NDArray[np.float32], *, perplexity: float = 30.0) -> NDArray[n
     n = len(points)
     x = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))
     x = x - x.mean(0)
-    y = _pca_start(x)
+    y = pca_start(x)
     if n < 5:
         return y.numpy()
     p = _neighbour_probabilities(x, perplexity=min(perplexity, (n - 1) / 3))
@@ -47,7 +47,8 @@ def tsne3(points: NDArray[np.float32], *, perplexity: float = 30.0) -> NDArray[n
     return y.numpy()
 
 
-def _pca_start(x: Tensor) -> Tensor:
+def pca_start(x: Tensor) -> Tensor:
+    """Return the first three principal components of centred rows, scaled to a first deviation of 0.01, [n, 3]."""
     _, vectors = torch.linalg.eigh((x.T @ x).double())
     axes = vectors.flip(1)[:, :3].float()
     y = torch.zeros((len(x), 3))
