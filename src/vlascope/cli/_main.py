@@ -57,7 +57,7 @@ VERBS = (
         "label",
         "list episodes, record success, failure or drop, write out those to keep",
         "label",
-        "vlascope label data/pick --failure ep0003 --reason 'dropped it' --sheet sheet.png",
+        "vlascope label data/pick --failure ep0003 --reason slipped --sheet sheet.png",
     ),
     Verb(
         "frames",

@@ -44,7 +44,7 @@ class Args(Common):
     model: ModelName
     """mini-vla, a Hugging Face name or a folder"""
     data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """a folder of images, an image, a video, a LeRobot dataset, or demo:pick"""
+    """images, a video, a dataset (LeRobot, RLDS, HDF5, COCO, ...), demo:pick or sim:pick"""
     out: OutPath = None
     """run directory to make (default: runs/MODEL-DATA)"""
     sites: Annotated[tuple[str, ...], arg(metavar="SITE...", help_behavior_hint="")] = ("*",)
@@ -59,6 +59,10 @@ class Args(Common):
     """thin a video to this many frames per second"""
     camera: OptionalText = None
     """use this camera of an episode only"""
+    where: OptionalText = None
+    """use the episodes (or images) of that label only: success, failure, drop, unlabelled, or 'not drop'"""
+    labels: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """table of `vlascope label` (default: the one beside the data)"""
     device: Device = "auto"
     """where to compute"""
     dtype: Annotated[str, arg(metavar="auto|float32|bfloat16|...")] = "auto"
@@ -169,6 +173,7 @@ def run(args: Args) -> int:
             "run": str(captured.path),
             "n_items": captured.n_items,
             "n_failed": captured.n_failed,
+            "skipped": [{"name": one.name, "reason": one.reason} for one in items.skipped],
             "sites": {
                 name: {"layout": site.layout, "width": site.width} for name, site in captured.sites.items()
             },
@@ -181,7 +186,9 @@ def run(args: Args) -> int:
             f"{captured.n_failed} of {len(items)} items could not be read; see {captured.path / 'failures.jsonl'}",
         )
         return PARTIAL
-    return OK
+    for one in items.skipped:
+        say(args, f"left out {one.name}: {one.reason}")
+    return PARTIAL if items.skipped else OK
 
 
 def _makers(args: Args) -> tuple[Callable[[], Model], Callable[[], ItemSource]]:
@@ -197,6 +204,9 @@ def _makers(args: Args) -> tuple[Callable[[], Model], Callable[[], ItemSource]]:
         stride=args.stride,
         fps=args.fps,
         camera=args.camera,
+        on_error=args.on_error,
+        labels=args.labels,
+        where=args.where,
     )
     return load, open_items
 
