@@ -28,6 +28,9 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    processor: Any = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantize: str | None = None,
 ) -> Model:
     """Return a model that can be looked into: "mini-vla", a Hugging Face name, a folder, or a transformers model.
 
@@ -41,6 +44,9 @@ def load(
         dtype=dtype,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        processor=processor,
+        device_map=device_map,
+        quantize=quantize,
     )
 
 

@@ -7,30 +7,37 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ._common import Common, Device, ModelName, give, table
+from ._common import Common, ModelName, give, table
 from ._main import OK
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Common):
-    """List the places of a model that can be read and edited."""
+    """List the places of a model that can be read and edited.
+
+    Only the configuration is read, so this is quick for large models and works for a folder without weights.
+    """
 
     model: ModelName
     """mini-vla, a Hugging Face name or a folder"""
     patterns: Positional[Annotated[tuple[str, ...], arg(metavar="[SITE...]", help_behavior_hint="")]] = ()
-    """only these, e.g. 'vision.*' or 'language.*.q' (default: all)"""
-    device: Device = "cpu"
-    """where to load the model"""
+    """only these, e.g. 'vision.*', 'language.*.q' or 'language.4.q.h*' for single heads (default: all)"""
+    revision: str | None = None
+    """branch, tag or commit of a Hugging Face model"""
+    trust_remote_code: bool = False
+    """run code that comes with the checkpoint"""
 
 
 def run(args: Args) -> int:
     """Print one line per site."""
-    from .. import api
+    from ..models.skeleton import skeleton
 
-    model = api.load(args.model, device=args.device)
-    wanted = {site.name for site in model.resolve(args.patterns)} if args.patterns else None
-    rows = [row for row in model.describe() if wanted is None or row["site"] in wanted]
-    head = ("site", "tensor", "layout", "width", "n_parameters", "module")
-    lines = table([tuple(str(row[name]) for name in head) for row in rows], head=head)
-    give(args, {"model": model.name, "family": model.family, "sites": rows}, text=lines)
+    model = skeleton(args.model, revision=args.revision, trust_remote_code=args.trust_remote_code)
+    rows = model.describe(args.patterns or None)
+    head = ("site", "tensor", "layout", "width", "heads", "parameters", "module")
+    keys = ("site", "tensor", "layout", "width", "n_heads", "n_parameters", "module")
+    lines = table([tuple(str(row[key]) for key in keys) for row in rows], head=head)
+    note = f"{model.family}, {model.n_parameters / 1e6:.1f} M parameters; read from the configuration, without weights."
+    facts = {"model": model.name, "family": model.family, "weights": "not read", "sites": rows}
+    give(args, facts, text=f"{lines}\n\n{note}")
     return OK

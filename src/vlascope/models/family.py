@@ -7,6 +7,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -135,20 +136,31 @@ class Family(ABC):
         dtype: torch.dtype | str,
         revision: str | None,
         trust_remote_code: bool,
+        placement: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[nn.Module, Mapping[str, Any]]:
-        """Return the checkpoint's module and transformers' account of missing and unexpected weights."""
+        """Return the checkpoint's module and transformers' account of missing and unexpected weights.
+
+        `placement` holds arguments for `from_pretrained` that spread or quantize the model (see `placement.py`).
+        """
         import transformers
 
-        architectures = getattr(config, "architectures", None) or []
-        loader = next((getattr(transformers, a) for a in architectures if hasattr(transformers, a)), None)
-        loader = loader or transformers.AutoModel
+        loader = cls.module_class(config) or transformers.AutoModel
         return loader.from_pretrained(
             name,
             dtype=dtype,
             revision=revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **placement,
         )
+
+    @classmethod
+    def module_class(cls, config: Any) -> Any:
+        """Return the class that a checkpoint's configuration names; None when transformers has no such class."""
+        import transformers
+
+        architectures = getattr(config, "architectures", None) or []
+        return next((getattr(transformers, a) for a in architectures if hasattr(transformers, a)), None)
 
 
 F = TypeVar("F", bound=type[Family])

@@ -17,6 +17,7 @@ from .family import Assets, Family, families, family_of, family_of_module
 from .layout import Grid
 from .model import Model
 from .normalizer import policy_stats, policy_tokenizer
+from .placement import check_accepts, input_device, placement
 
 SMALL_PARAMETERS = 50_000_000
 """Models up to this size compute in float32 everywhere unless asked otherwise: it costs them little."""
@@ -37,6 +38,8 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     processor: Any = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantize: str | None = None,
 ) -> Model:
     """Return a model that can be looked into.
 
@@ -50,13 +53,23 @@ def load(
         trust_remote_code: Run code that comes with the checkpoint. Only for sources that you trust.
         processor: For a module in memory: its transformers processor, tokenizer, or the folder or hub name
             that holds them.
+        device_map: "auto" spreads a model that is too large for one GPU over all devices (needs accelerate).
+        quantize: "4bit" or "8bit" keeps the weights in so many bits (needs bitsandbytes and accelerate).
 
     Raises:
         ModelNotFoundError: unknown name, empty folder, unreachable hub, unsupported family, or a checkpoint
             that lacks weights.
+        MissingExtraError: `device_map` or `quantize` without the packages that they need.
+        InputError: arguments that do not go together.
     """
-    device = _device(device)
+    given_device, device = device, _device(device)
+    wanted = _load_dtype(dtype, device)
+    place = placement(device_map=device_map, quantize=quantize, device=given_device, compute=wanted)
     if isinstance(name_or_path_or_module, nn.Module):
+        if place:
+            raise InputError(
+                "device_map and quantize are for checkpoints; a module in memory is where and what it is already."
+            )
         module = name_or_path_or_module
         name = type(module).__name__
         family = family_of_module(module)
@@ -66,8 +79,10 @@ def load(
     source, kind = _find(name)
     config = _read_config(name, source, kind, revision=revision, trust_remote_code=trust_remote_code)
     family = family_of(config.model_type, name=name)
-    wanted = _load_dtype(dtype, device)
+    check_accepts(family, place)
     options = {"config": config, "revision": revision, "trust_remote_code": trust_remote_code}
+    if place:
+        options["placement"] = place
     with _explained(name, kind), _quiet(kind != "hub"):
         module, account = family.load_module(source, dtype=wanted, **options)
         if dtype == "auto" and wanted != torch.float32 and _size(module) <= SMALL_PARAMETERS:
@@ -86,8 +101,10 @@ def load(
         assets,
         name=name,
         revision=commit if kind == "hub" else kind,
-        device=device,
+        device=input_device(module) if place else device,
         dtype="keep",
+        is_placed=bool(place),
+        quantize=quantize,
     )
 
 
@@ -232,10 +249,16 @@ class _explained:
             raise ModelNotFoundError(f"cannot load the model in '{self.name}': {reason}") from error
         text = f"{error} {error.__cause__}".lower()
         known = [example for family in families().values() for example in family.examples]
-        if "gated" in text or "401" in text or "403" in text:
-            step = f"Ask for access at https://huggingface.co/{self.name}, then run `hf auth login`."
-        elif "404" in text or "not a valid model identifier" in text:
-            step = f"Check the spelling.{nearest_text(self.name, known)}"
+        page = f"https://huggingface.co/{self.name}"
+        if "gated" in text or "403" in text:
+            step = f"Ask for access at {page}, then run `hf auth login` (or set HF_TOKEN)."
+        elif "not a valid git identifier" in text:
+            step = f"Choose a branch, tag or commit that is listed at {page}/tree/main."
+        elif "not a valid model identifier" in text or "404" in text or "401" in text:
+            # The hub answers 401, not 404, for names that do not exist, as it does for private ones.
+            step = f"Check the spelling; for a private model run `hf auth login`.{nearest_text(self.name, known)}"
+        elif "does not appear to have a file named" in text:
+            step = f"Look at {page}/tree/main for the files; vlascope reads safetensors beside a config.json."
         else:
             step = (
                 "Without a network, download it elsewhere (`hf download "
@@ -282,17 +305,20 @@ def _finish(
     revision: str,
     device: torch.device,
     dtype: str | torch.dtype,
+    is_placed: bool = False,
+    quantize: str | None = None,
 ) -> Model:
     if dtype not in ("auto", "keep"):
         module = module.to(_dtype(dtype))
     compute = next(p.dtype for p in module.parameters() if p.is_floating_point())
     return Model(
-        module.to(device),
+        module if is_placed else module.to(device),
         family=family(module, assets=assets),
         name=name,
         revision=revision,
         device=device,
         dtype=compute,
+        quantize=quantize,
     )
 
 

@@ -32,6 +32,7 @@ class Model:
         module: The `torch.nn.Module` itself, in evaluation mode.
         device: Where it computes.
         dtype: What it computes in.
+        quantize: "4bit" or "8bit" when the weights are kept so, else None.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class Model:
         revision: str,
         device: torch.device,
         dtype: torch.dtype,
+        quantize: str | None = None,
     ) -> None:
         self.module = module.eval()
         self.name, self.revision = name, revision
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.quantize = device, dtype, quantize
         self.family = family.name
         self._family = family
         self._hooks = Hooks(module)
@@ -250,13 +252,18 @@ class Model:
             "fingerprint": self.fingerprint(),
             "n_parameters": self.n_parameters,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "quantize": self.quantize,
             "device": str(self.device),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Return one row per site: its name, real module path, layout, tensor, width and parameter count."""
+    def describe(self, patterns: str | Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Return one row per site: its name, module path, layout, tensor, width, heads and parameter count.
+
+        Args:
+            patterns: Which sites (see `resolve`); all named ones when left out.
+        """
         return [
             {
                 "site": site.name,
@@ -270,7 +277,7 @@ class Model:
                     p.numel() for p in self.module.get_submodule(site.module_path).parameters()
                 ),
             }
-            for site in self.sites
+            for site in (self.sites if patterns is None else self.resolve(patterns))
         ]
 
     def __repr__(self) -> str:

@@ -1,0 +1,58 @@
+"""A model without its weights: built from the configuration alone, on torch's meta device, to list its sites."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelNotFoundError
+from .family import family_of
+from .loading import _explained, _find, _read_config, read_assets
+from .model import Model
+
+
+def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Model:
+    """Return a model that has sites, widths and parameter counts but no weights; it cannot compute.
+
+    Args:
+        name: An embedded model, a folder that holds at least a config.json, or a hub name.
+        revision: Branch, tag or commit of a hub checkpoint.
+        trust_remote_code: Run code that comes with the checkpoint.
+
+    Raises:
+        ModelNotFoundError: unknown name, unsupported family, or a class that cannot be built without weights.
+
+    Cost: a config.json and a tokenizer instead of the weights; no memory for parameters.
+    """
+    source, kind = _find(name)
+    config = _read_config(name, source, kind, revision=revision, trust_remote_code=trust_remote_code)
+    family = family_of(config.model_type, name=name)
+    cls = family.module_class(config)
+    with _explained(name, kind), torch.device("meta"):
+        module = _built(cls, config, name=name, trust_remote_code=trust_remote_code)
+    return Model(
+        module,
+        family=family(
+            module, assets=read_assets(source, revision=revision, trust_remote_code=trust_remote_code)
+        ),
+        name=name,
+        revision="configuration",
+        device=torch.device("meta"),
+        dtype=torch.float32,
+    )
+
+
+def _built(cls: Any, config: Any, *, name: str, trust_remote_code: bool) -> nn.Module:
+    import transformers
+
+    try:
+        if cls is not None:
+            return cls(config)
+        return transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ModelNotFoundError(
+            f"the model '{name}' ({getattr(cls, '__name__', config.model_type)}) cannot be built without its weights: "
+            f"{str(error).splitlines()[0][:200]}. Load it with vlascope.load()."
+        ) from error
