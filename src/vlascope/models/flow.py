@@ -200,6 +200,11 @@ class FlowFamily(Family):
         ids = [
             self.tokens(item, state if as_words else None) for item, state in zip(items, states, strict=True)
         ]
+        if parts.before and len({len(row) for row in images}) > 1:
+            raise InputError(
+                "the items of this batch have different numbers of cameras; this policy sees the special tokens "
+                "around a missing camera, so answers would depend on the batch. Put them into separate batches."
+            )
         n_cameras = self.cameras_shown(max(len(row) for row in images))
         blank = np.full((3, *self.parts.transform.output_hw(1, 1)), -1.0, np.float32)
         pixels = [
