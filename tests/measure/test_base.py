@@ -90,7 +90,7 @@ def test_shuffles_keep_what_belongs_together():
     assert all(len(set(moved[units.ids == u])) == 1 for u in range(5))
     assert sorted(moved) == sorted(whole)
     changing = np.tile(np.array([0, 0, 1, 2]), 5)
-    for scheme in ("auto", "names"):
+    for scheme in ("shift", "series", "auto", "names"):
         moved = shuffled(changing, units, scheme=scheme, rng=rng)
         for u in range(5):
             assert sorted(np.bincount(moved[units.ids == u])) == sorted(np.bincount(changing[:4]))

@@ -54,6 +54,30 @@ VERBS = (
         "vlascope report runs/first --open",
     ),
     Verb(
+        "trace",
+        "follow a concept through the layers: where it appears and is lost",
+        "trace",
+        "vlascope trace runs/first --label colour",
+    ),
+    Verb(
+        "debug",
+        "similar images: do a layer's groups follow the truth or the model's answers",
+        "debug",
+        "vlascope debug runs/first --label count",
+    ),
+    Verb(
+        "probe",
+        "what can be read off each layer on episodes held out, now or some steps ahead",
+        "probe",
+        "vlascope probe runs/first --target state",
+    ),
+    Verb(
+        "sensitivity",
+        "change image, verb or noun: how far do features and actions move",
+        "sensitivity",
+        "vlascope sensitivity mini-vla demo:pick",
+    ),
+    Verb(
         "label",
         "list episodes, record success, failure or drop, write out those to keep",
         "label",

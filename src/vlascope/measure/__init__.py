@@ -6,6 +6,7 @@ from .layers import LayerAgreement, layer_agreement
 from .multiple import benjamini_hochberg
 from .overlap import OverlapResult, best_overlap, best_overlap_iou, paired_interval
 from .pooling import Pooled, pool_items, pool_regions
+from .probes import ProbeResult, probe, probe_arrays
 from .resample import (
     Permutation,
     Units,
@@ -17,9 +18,19 @@ from .resample import (
 )
 from .result import Result, adjusted, cannot_say
 from .scores import ari, nmi, silhouette
+from .sensitivity import CHANGES, SensitivityResult, sensitivity
 from .trace import LayerTrace, TraceResult, compare_traces, trace
+from .world_model import WorldModelResult, world_model
 
 __all__ = [
+    "CHANGES",
+    "ProbeResult",
+    "SensitivityResult",
+    "WorldModelResult",
+    "probe",
+    "probe_arrays",
+    "sensitivity",
+    "world_model",
     "AssociationResult",
     "LayerAgreement",
     "LayerTrace",

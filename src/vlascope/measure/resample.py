@@ -18,7 +18,7 @@ N_BOOTSTRAP = 2_000
 N_PERMUTATIONS = 499
 MIN_EPISODES = 2
 
-Scheme = Literal["auto", "units", "shift", "names", "rows"]
+Scheme = Literal["auto", "units", "series", "shift", "names", "rows"]
 
 
 @dataclass(frozen=True)
@@ -223,30 +223,38 @@ def shuffled(
     Args:
         labels: [n] or [n, c].
         units: Unit of each observation.
-        scheme: "units" moves whole units' labels to other units (labels constant within a unit); "shift" rotates
-            the labels of each unit in time and leaves them there (labels that change within a unit);
+        scheme: "units" moves whole units' labels to other units (labels constant within a unit); "series"
+            gives each unit the labels of another, fitted to its length and rotated by a random step (labels that
+            change within a unit, such as states along an episode); "shift" only rotates them and leaves them there;
             "names" renames the classes within each unit, the same way for all its observations (parts of one image,
             say); "rows" shuffles all rows (independent rows only). "auto" is "units" where labels are constant
-            within units, else "shift".
+            within units, else "series".
         rng: Draws the shuffle.
     """
     if scheme == "auto":
-        scheme = "units" if constant_within(labels, units) else "shift"
+        scheme = "units" if constant_within(labels, units) else "series"
     if scheme == "rows":
         return labels[rng.permutation(len(labels))]
     if scheme == "units":
         first = np.unique(units.ids, return_index=True)[1]
         return labels[first][rng.permutation(len(first))][units.ids]
     out = labels.copy()
-    for unit in range(units.n):
-        rows = np.flatnonzero(units.ids == unit)
-        if scheme == "shift":
+    order = rng.permutation(units.n) if scheme == "series" else np.arange(units.n)
+    rows_of = [np.flatnonzero(units.ids == unit) for unit in range(units.n)]
+    for unit, rows in enumerate(rows_of):
+        if scheme == "series":
+            other = rows_of[order[unit]]
+            places = (np.arange(len(rows)) * len(other)) // len(rows)
+            out[rows] = np.roll(labels[other][places], int(rng.integers(len(rows))), axis=0)
+        elif scheme == "shift":
             out[rows] = np.roll(labels[rows], int(rng.integers(len(rows))), axis=0)
         elif scheme == "names":
             names, which = np.unique(labels[rows], return_inverse=True)
             out[rows] = names[rng.permutation(len(names))][which]
         else:
-            raise InputError(f"unknown way to shuffle '{scheme}'; known are units, shift, names, rows, auto.")
+            raise InputError(
+                f"unknown way to shuffle '{scheme}'; known are units, series, shift, names, rows, auto."
+            )
     return out
 
 

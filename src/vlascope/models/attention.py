@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -202,8 +203,7 @@ def _eager(module: nn.Module) -> Iterator[None]:
 def _per_item(calls: list[Tensor], site: Site, batch: Batch) -> list[Tensor]:
     """Return [heads, t, t_k] per item of what an attention module's calls gave, without padding."""
     places = batch.rows[site.layout]
-    packed = getattr(site, "packing", None) is not None
-    if packed:
+    if site.packing is not None:
         return _unpacked(calls, site, places)
     if site.windows is not None:
         raise InputError(
@@ -234,7 +234,8 @@ def _per_item(calls: list[Tensor], site: Site, batch: Batch) -> list[Tensor]:
 
 def _unpacked(calls: list[Tensor], site: Site, places: Sequence[Rows]) -> list[Tensor]:
     """Return the weights of images that were packed into one row, each attending within its chunks."""
-    whole = block_diagonal([call[0] for call in calls])
+    # One block per row of each call: a tile, an image, or a window of one.
+    whole = block_diagonal([row for call in calls for row in call])
     index = torch.arange(whole.shape[-1], device=whole.device)[:, None]
     order = view(index, site)[..., 0]  # [b, t]: where the module keeps each token of the layout
     out = []
@@ -263,7 +264,8 @@ def _recomputed(model: Model, batch: Batch, q_site: Site) -> list[Tensor]:
     problem = next((name for name in _NOT_RECOMPUTED if getattr(attention, name, None) is not None), None)
     if k_site is None or not q_site.n_heads or not k_site.n_heads:
         problem = "its heads or keys are not known"
-    if q_site.windows is not None or getattr(q_site, "packing", None) is not None or q_site.repeats != "no":
+    is_flat = q_site.packing is not None and q_site.packing.is_flat
+    if q_site.windows is not None or is_flat or q_site.repeats != "no":
         problem = "its tokens are folded, or computed in several calls"
     if problem is not None or k_site is None:
         raise InputError(
@@ -278,7 +280,9 @@ def _recomputed(model: Model, batch: Batch, q_site: Site) -> list[Tensor]:
     handle = attention.register_forward_pre_hook(look, with_kwargs=True)
     try:
         # Eager, because only then a mask is spelt out as a tensor.
-        with _eager(model.module), model._hooks.reading([q_site, k_site]) as calls:
+        # In rows as the module has them, tiles of one image apart.
+        rows = [replace(site, packing=None) for site in (q_site, k_site)]
+        with _eager(model.module), model._hooks.reading(rows) as calls:
             model._run(batch, [q_site, k_site])
     finally:
         handle.remove()

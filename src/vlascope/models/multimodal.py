@@ -67,6 +67,8 @@ class ImageTextFamily(Family):
         image_word: The image placeholder in prompts.
         vision_paths, projector_paths, language_paths: Candidate paths of the parts.
         uses_chat_template: Whether the checkpoint's chat template is the form of its prompts.
+        n_images: How many images of an item are read when the configuration has no `vlascope_prompt`; None
+            for all of them.
         default_prompt: What is asked when an item has no prompt.
     """
 
@@ -81,6 +83,7 @@ class ImageTextFamily(Family):
         "language_model",
     )
     uses_chat_template: ClassVar[bool] = True
+    n_images: ClassVar[int | None] = None
     default_prompt: str = "Describe the image."
 
     def __init__(self, module: nn.Module, *, assets: Assets) -> None:
@@ -250,9 +253,9 @@ class ImageTextFamily(Family):
             eos_ids=self.eos_ids,
             max_new_tokens=max_new_tokens,
         )
-        return [self.response(ids) for ids in answers]
+        return [self._response(ids) for ids in answers]
 
-    def response(self, ids: list[int]) -> Response:
+    def _response(self, ids: list[int]) -> Response:
         """Return an answer's ids (the last one may end it) as text, and as an action where it is one."""
         assert self.words is not None
         ended = bool(ids) and ids[-1] in self.eos_ids
@@ -287,12 +290,12 @@ class ImageTextFamily(Family):
         """Return the images of an item that the model reads."""
         if not item.images:
             raise InputError(f"item '{item.item_id}' has no image; this model needs at least one.")
-        wanted = self._fixed_template().count(self.image_word) or None if self._fixed_template() else None
+        wanted = self._fixed_template().count(self.image_word) or self.n_images
         if wanted is None:
             return item.images
         if len(item.images) < wanted:
             raise InputError(
-                f"item '{item.item_id}' has {len(item.images)} image(s); the prompt template reads {wanted}."
+                f"item '{item.item_id}' has {len(item.images)} image(s); this model reads {wanted}."
             )
         if len(item.images) > wanted and not self._has_warned:
             _log.warning("items have %d cameras; this model reads the first %d", len(item.images), wanted)

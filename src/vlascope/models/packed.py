@@ -20,9 +20,13 @@ class Packing:
     """How a packed tensor is laid out; the family sets it before each forward pass.
 
     Shared by all sites of one tower, so that it is state and no value: two packings are never equal.
+
+    Attributes:
+        is_flat: Whether the tensor is [n, d] with all images in one row, and not [rows, t, d].
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_flat: bool = False) -> None:
+        self.is_flat = is_flat
         self._index: Tensor | None = None
 
     def set(self, orders: Sequence[Tensor]) -> None:

@@ -152,3 +152,17 @@ def test_tiles_that_the_shuffle_cannot_merge_are_refused():
     images = vlm_tiny.idefics3_images(max_image_size={"longest_edge": 40})
     with pytest.raises(InputError, match="multiple of 16"):
         load(vlm_tiny.idefics3(), processor=Parts(images, vlm_tiny.tokenizer()))
+
+
+@pytest.mark.parametrize("method", ["model", "recompute"])
+def test_attention_stays_inside_a_tile(method):
+    shown = [item(61, 97), item(140, 45, seed=1)]
+    batch = model().prepare(shown)
+    first, second = model().attention(batch, "vision.0", method=method)
+    layout = batch.layouts["vision"][1]
+    assert first.shape[-1] == len(batch.layouts["vision"][0]) and second.shape[-1] == len(layout)
+    same = torch.from_numpy(layout.tile[:, None] == layout.tile[None])
+    assert (second[:, same] > 0).all() and not second[:, ~same].any()
+    torch.testing.assert_close(second.sum(-1), torch.ones(second.shape[:2]))
+    alone = model().attention(shown[1:], "vision.0", method=method)[0]
+    torch.testing.assert_close(second, alone, atol=1e-5, rtol=1e-4)

@@ -119,6 +119,20 @@ def test_a_windowed_block_moves_only_its_window():
         assert moved["vision.1"].all() and not inside.all()
 
 
+def test_attention_is_read_in_raster_order():
+    batch = model().prepare([item(97, 40, seed=1), item(61, 97)])
+    layout = batch.layouts["vision"][1]
+    windowed, whole = (model().attention(batch, f"vision.{i}")[1] for i in range(2))
+    same = (layout.row[:, None] // 4 == layout.row[None] // 4) & (
+        layout.col[:, None] // 4 == layout.col[None] // 4
+    )
+    np.testing.assert_array_equal((windowed > 0).all(0).numpy(), same)
+    assert (whole > 0).all() and not same.all()
+    torch.testing.assert_close(windowed.sum(-1), torch.ones(windowed.shape[:2]))
+    with pytest.raises(InputError, match="folded"):
+        model().attention(batch, "vision.0", method="recompute")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_words(kind):
     asked = item(61, 97, prompt="pick up the red object")

@@ -52,7 +52,7 @@ class PaliGemmaFamily(ImageTextFamily):
         return self.vision.blocks
 
     def default_template(self, n_images: int) -> str:
-        bos = self.assets.tokenizer.bos_token if self.assets.tokenizer is not None else ""
+        bos = getattr(self.assets.tokenizer, "bos_token", None) or ""
         return f"{self.image_word * n_images}{bos}{{prompt}}\n"
 
     def encode(self, text: str) -> list[int]:

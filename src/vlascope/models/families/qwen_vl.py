@@ -18,7 +18,7 @@ from ..batch import Batch
 from ..family import Assets, register
 from ..images import CLIP_MEAN, CLIP_STD, HALF, ImageTransform
 from ..multimodal import ImageTextFamily, Shown, image_token_id, tower_tokens, values_transform
-from ..packed import one_after_another
+from ..packed import Packing, one_after_another
 from ..sites import Site
 from ..structure import block_sites
 
@@ -60,6 +60,7 @@ class QwenVLFamily(ImageTextFamily):
         self.pixel_limits = _pixel_limits(image_config, side=self.patch * self.merge)
         self.resizes = bool(image_config.get("do_resize", True))
         self._check_files(image_config)
+        self.packings = {name: Packing(is_flat=True) for name in self.packings}
 
     @property
     def vision_blocks(self) -> str:

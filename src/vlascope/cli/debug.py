@@ -1,0 +1,57 @@
+"""`vlascope debug`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from ._common import Common, OptionalInt, RunPath, give, say, table
+from ._main import OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Common):
+    """Batch debugging: do the groups that each layer makes of similar images follow the truth or the answers?"""
+
+    run: RunPath
+    """run directory, as made by `vlascope capture`"""
+    label: Annotated[str, arg(metavar="NAME")]
+    """label that holds the truth: the factor that varies"""
+    answers: Annotated[str, arg(metavar="NAME|none")] = "answer"
+    """`answer` for what the model said, a label that holds its answers, or `none`"""
+    site: Annotated[tuple[str, ...], arg(metavar="SITE...", help_behavior_hint="")] = ()
+    """layers, as patterns (default: after every block)"""
+    tokens: Literal["auto", "patch", "text", "last", "action", "state", "class", "all"] = "auto"
+    """which tokens stand for an item (auto: patches where there are any)"""
+    groups: OptionalInt = None
+    """number of groups (default: as many as the factor has values)"""
+    permutations: int = 499
+    """shuffles behind each p-value"""
+    seed: int = 0
+    """seed of everything random"""
+
+
+def run(args: Args) -> int:
+    """Group, compare, and print the table."""
+    from .. import api
+    from ..measure.association import DEBUG_HEAD, association
+    from ..runs import Run
+
+    captured = Run.open(args.run)
+    sites = api.run_sites(captured, args.site or None)
+    say(args, f"grouping {captured.n_items} items at {len(sites)} layers")
+    found = association(
+        captured,
+        sites=sites,
+        label=args.label,
+        answers=None if args.answers == "none" else args.answers,
+        tokens=args.tokens,
+        n_groups=args.groups,
+        n_permutations=args.permutations,
+        seed=args.seed,
+    )
+    text = f"{table(found.table(), head=DEBUG_HEAD)}\n\n{found.raw_pixels.line()}\n{found.verdict()}"
+    give(args, {"run": str(captured.path), **found.to_json()}, text=text)
+    return OK

@@ -1,0 +1,98 @@
+"""`vlascope probe`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from ._common import Common, OptionalInt, OptionalText, RunPath, give, say, table
+from ._main import OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Common):
+    """Read a target off each layer on held-out episodes, or with --ahead the state some steps later."""
+
+    run: RunPath
+    """run directory, as made by `vlascope capture`"""
+    target: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
+    """what to read: labels (several numbers form one target), `state`, `state.2`, `action`, `answer.action`"""
+    ahead: Annotated[tuple[int, ...], arg(metavar="STEPS...", help_behavior_hint="")] = ()
+    """world model instead: how many steps ahead, such as 1 3 10 30"""
+    state_site: OptionalText = None
+    """layer whose pooled tokens are the state for --ahead (default: the first of the sites)"""
+    site: Annotated[tuple[str, ...], arg(metavar="SITE...", help_behavior_hint="")] = ()
+    """layers, as patterns (default: after every block)"""
+    model: Literal["ridge", "mlp"] = "ridge"
+    """ridge in closed form, or a small multi-layer perceptron"""
+    kind: Literal["auto", "number", "class"] = "auto"
+    """what the target is (auto: text and yes/no are classes)"""
+    tokens: Literal["auto", "patch", "text", "last", "action", "state", "class", "all"] = "auto"
+    """which tokens stand for an item (auto: patches where there are any)"""
+    split: str = "auto"
+    """what is held out as a whole: auto (episodes), item, or a label such as scene"""
+    random: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """run of the same items by the model with random weights, as a control"""
+    permutations: OptionalInt = None
+    """shuffles behind each p-value (default: 99; with mlp 19; with --ahead 39)"""
+    seed: int = 0
+    """seed of everything random"""
+
+
+def run(args: Args) -> int:
+    """Probe every layer and print the table."""
+    from .. import api
+    from ..errors import InputError
+    from ..measure.probes import PROBE_HEAD, probe
+    from ..measure.result import TABLE_HEAD, adjusted
+    from ..measure.world_model import world_model
+    from ..runs import Run
+
+    if bool(args.target) == bool(args.ahead):
+        raise InputError("give either --target (what to read) or --ahead (how many steps), not both.")
+    captured = Run.open(args.run)
+    sites = api.run_sites(captured, args.site or None)
+    say(args, f"probing {len(sites)} layers of {captured.n_items} items")
+    if args.ahead:
+        found = [
+            world_model(
+                captured,
+                site=site,
+                state_site=args.state_site or sites[0],
+                horizons=args.ahead,
+                tokens=args.tokens,
+                n_permutations=args.permutations or 39,
+                seed=args.seed,
+            )
+            for site in sites
+        ]
+        text = "\n\n".join(
+            f"{one.site}\n{table(one.table(), head=TABLE_HEAD)}\n{one.verdict()}" for one in found
+        )
+        give(args, {"run": str(captured.path), "layers": [one.to_json() for one in found]}, text=text)
+        return OK
+    random_run = Run.open(args.random) if args.random else None
+    probes = [
+        probe(
+            captured,
+            site=site,
+            target=args.target,
+            kind=args.kind,
+            model=args.model,
+            tokens=args.tokens,
+            split=args.split,
+            random_run=random_run,
+            n_permutations=args.permutations,
+            seed=args.seed,
+        )
+        for site in sites
+    ]
+    tests = adjusted([one.test for one in probes])
+    probes = [replace(one, test=test) for one, test in zip(probes, tests, strict=True)]
+    text = table([one.row() for one in probes], head=PROBE_HEAD)
+    text += "\n\n" + "\n".join(one.verdict() for one in probes)
+    give(args, {"run": str(captured.path), "layers": [one.to_json() for one in probes]}, text=text)
+    return OK

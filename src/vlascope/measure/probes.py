@@ -1,0 +1,372 @@
+"""What can be read off a layer: position, state, colour, success, on episodes that the probe never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .crossfit import MIN_UNITS, balanced_accuracy, unit_folds
+from .labels import item_classes, item_numbers
+from .mlp import held_out_mlp
+from .pooling import TokenChoice, image_pixels, pool_items
+from .resample import Units, bootstrap_weights, percentile_interval, run_units, summarise_null
+from .resample import shuffled as shuffle
+from .result import Result, cannot_say, number_text, plain_json
+from .ridge import HeldOutRidge
+
+if TYPE_CHECKING:
+    from ..runs import Run
+
+ProbeModel = Literal["ridge", "mlp"]
+Predict = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+PROBE_HEAD = ("site", "target", "test", "train", "95 % interval", "n", "p", "controls")
+MEMORISED_GAP = 0.5
+"""A probe that explains this much more of its training rows than of held-out ones, and nothing of these, memorises."""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """How well one target can be read off one layer.
+
+    Attributes:
+        site: The layer.
+        target: What was read.
+        model: "ridge" or "mlp".
+        test: Score on held-out units with interval, p and controls: R² over the mean of the training rows, or
+            balanced accuracy.
+        train: The same score on the rows that the probe was fitted on; None when nothing can be said.
+        per_output: Test R² of each number (or recall of each class).
+        rmse: Test error of each number in its own unit, beside that of the mean predictor; empty for classes.
+    """
+
+    site: str
+    target: str
+    model: str
+    test: Result
+    train: float | None = None
+    per_output: dict[str, float] | None = None
+    rmse: dict[str, tuple[float, float]] | None = None
+
+    @property
+    def memorised(self) -> bool:
+        """Whether the probe knows its training rows and nothing of held-out ones."""
+        if self.test.value is None or self.train is None:
+            return False
+        return self.train - self.test.value >= MEMORISED_GAP and not self.test.found
+
+    def verdict(self) -> str:
+        """Return in one sentence whether the target can be read."""
+        if self.test.value is None:
+            return f"{self.target} at {self.site}: cannot say ({self.test.reason})"
+        assert self.train is not None
+        both = (
+            f"{self.test.unit} {number_text(self.test.value)} on held-out {self.test.over}s, "
+            f"{number_text(self.train)} on those fitted"
+        )
+        if self.memorised:
+            return f"{self.target} is memorised at {self.site}, not readable: {both}"
+        if not self.test.found:
+            return f"{self.target} is not readable at {self.site}: {both}, p={self.test.p:.2g}"
+        return f"{self.target} is readable at {self.site}: {both}, p={self.test.p:.2g}"
+
+    def row(self) -> tuple[str, ...]:
+        """Return one row of text under `PROBE_HEAD`."""
+        t = self.test
+        if t.value is None or self.train is None:
+            return (self.site, self.target, f"cannot say: {t.reason}", "", "", str(t.n), "", "")
+        return (
+            self.site,
+            self.target,
+            f"{number_text(t.value)} {t.unit}",
+            number_text(self.train),
+            "" if t.interval is None else " to ".join(number_text(x) for x in t.interval),
+            f"{t.n} ({t.n_units} {t.over}s)",
+            f"{t.p if t.p_adjusted is None else t.p_adjusted:.3g}",
+            ", ".join(f"{k} {number_text(v)}" for k, v in t.controls.items()),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
+        return plain_json(
+            {
+                "site": self.site,
+                "target": self.target,
+                "model": self.model,
+                "verdict": self.verdict(),
+                "memorised": self.memorised,
+                "test": self.test.to_json(),
+                "train": self.train,
+                "per_output": self.per_output or {},
+                "rmse_and_of_the_mean_predictor": self.rmse or {},
+            }
+        )
+
+
+def probe(
+    run: Run,
+    *,
+    site: str,
+    target: str | Sequence[str],
+    kind: Literal["auto", "number", "class"] = "auto",
+    model: ProbeModel = "ridge",
+    tokens: TokenChoice = "auto",
+    split: str = "auto",
+    random_run: Run | None = None,
+    n_permutations: int | None = None,
+    seed: int = 0,
+) -> ProbeResult:
+    """Read a target off a layer, testing on whole episodes (or scenes) that the probe never saw.
+
+    Args:
+        run: The run.
+        site: The layer.
+        target: "state", "action", "state.2", "answer.action", or labels; several numbers form one target.
+        kind: "auto" reads numbers as numbers, and texts and yes/no as classes.
+        model: "ridge" (closed form, penalty chosen on inner folds) or "mlp" (one hidden layer, early stopping).
+        tokens: Which tokens stand for an item, see `pool_items`.
+        split: What is held out as a whole: "auto" (episodes where there are any), "item", or a label ("scene").
+        random_run: The same items read by random weights: a control.
+        n_permutations: Shuffles of the target behind the p-value; default 99 (ridge), 19 (mlp).
+        seed: Seeds folds, shuffles and bootstrap.
+
+    Raises:
+        SiteNotFoundError: no such site.
+        InputError: unknown target, text asked for as number, one class, NaN features.
+
+    Cost: 1 s for 1,000 items of 128 channels (ridge).
+    """
+    names = (target,) if isinstance(target, str) else tuple(target)
+    if not names:
+        raise InputError("got no target; name at least one label, or 'state'.")
+    if kind == "auto":
+        kind = _kind(run, names)
+    if kind == "class":
+        if len(names) > 1:
+            raise InputError(f"got {len(names)} class labels ({', '.join(names)}); probe them one at a time.")
+        found = item_classes(run, names[0])
+        items, outputs = found.items, found.names
+        y = np.eye(len(outputs))[found.codes]
+    else:
+        items, y, outputs = item_numbers(run, names)
+    units = run_units(run, items, split=split)
+    n_shuffles = n_permutations or (99 if model == "ridge" else 19)
+    name = " + ".join(names)
+    reason = _why_not(y, units)
+    unit = "balanced accuracy" if kind == "class" else "R²"
+    if reason:
+        return ProbeResult(site, name, model, cannot_say(f"{site} / {name}", reason, unit=unit, n=len(items)))
+    x = pool_items(run, site, tokens=tokens).of_items(items)
+    controls = {"raw pixels": image_pixels(run, items)}
+    if random_run is not None:
+        controls["random weights"] = pool_items(random_run, site, tokens=tokens).of_items(items)
+    return probe_arrays(
+        x,
+        y,
+        units,
+        outputs=outputs,
+        is_class=kind == "class",
+        model=model,
+        controls=controls,
+        site=site,
+        target=name,
+        n_permutations=n_shuffles,
+        seed=seed,
+    )
+
+
+def probe_arrays(
+    features_nd: NDArray[np.floating],
+    y_nc: NDArray[np.floating],
+    units: Units,
+    *,
+    outputs: Sequence[str],
+    is_class: bool = False,
+    model: ProbeModel = "ridge",
+    controls: dict[str, NDArray[np.float32]] | None = None,
+    site: str = "features",
+    target: str = "target",
+    n_permutations: int = 99,
+    seed: int = 0,
+) -> ProbeResult:
+    """Probe plain arrays; see `probe`.
+
+    Args:
+        features_nd: [n, d].
+        y_nc: [n, c] numbers, or class indicators.
+        units: What is held out as a whole.
+        outputs: Name of each column of `y_nc`.
+        is_class: Whether columns are class indicators.
+        model: "ridge" or "mlp".
+        controls: Further features that are probed in the same way.
+        site: Name of the features.
+        target: Name of the target.
+        n_permutations: Shuffles.
+        seed: Seeds folds, shuffles and bootstrap.
+    """
+    y = np.asarray(y_nc, np.float64)
+    name, unit = f"{site} / {target}", "balanced accuracy" if is_class else "R²"
+    x = np.asarray(features_nd)
+    reason = _why_not(y, units) or ("" if np.ptp(x, axis=0).any() else "constant features")
+    if reason:
+        return ProbeResult(
+            site, target, model, cannot_say(name, reason, unit=unit, n=len(y), over=units.over)
+        )
+    folds = unit_folds(units, seed=seed)
+    predict = _predictor(x, folds, model=model, seed=seed)
+    score = _Score(y, folds, units, is_class=is_class)
+    test, train = predict(score.inputs(y))
+    value = score.test(y, test)
+    rng = np.random.default_rng([seed, 4])
+    others = [shuffle(y, units, rng=rng) for _ in range(n_permutations)]
+    null = [
+        score.test(other, guess)
+        for other, guess in zip(others, _shuffled_guesses(predict, others, score), strict=True)
+    ]
+    found = summarise_null(value, np.array(null))
+    beside = {"majority" if is_class else "mean predictor": 1 / y.shape[1] if is_class else 0.0}
+    beside["shuffled labels"] = found.null_mean
+    for control, values in (controls or {}).items():
+        if np.ptp(values, axis=0).any():
+            guess = _predictor(values, folds, model=model, seed=seed)(score.inputs(y))[0]
+            beside[control] = score.test(y, guess)
+    result = Result(
+        name=name,
+        value=value,
+        unit=unit,
+        n=len(y),
+        over=units.over,
+        n_units=units.n,
+        interval=score.interval(y, test, seed=seed),
+        controls=beside,
+        p=found.p,
+        details={"folds": int(folds.max()) + 1, "shuffles": n_permutations},
+    )
+    return ProbeResult(
+        site,
+        target,
+        model,
+        result,
+        train=score.train(y, train),
+        per_output=score.per_output(y, test, outputs),
+        rmse=None if is_class else score.rmse(y, test, outputs),
+    )
+
+
+class _Score:
+    """Scores of predictions: R² over the training folds' mean (averaged over outputs), or balanced accuracy."""
+
+    def __init__(
+        self, y: NDArray[np.float64], folds: NDArray[np.int64], units: Units, *, is_class: bool
+    ) -> None:
+        self.folds, self.units, self.is_class = folds, units, is_class
+        self.spread = np.where(y.std(0) > 0, y.std(0), 1.0)
+
+    def inputs(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what the model is fitted to: classes weigh the same, numbers have unit variance."""
+        return y / np.maximum(y.sum(0), 1) * len(y) if self.is_class else y / self.spread
+
+    def _errors(
+        self, y: NDArray[np.float64], guess: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        z = y / self.spread
+        base = np.empty_like(z)
+        for fold in np.unique(self.folds):
+            here = self.folds == fold
+            base[here] = z[~here].mean(0)
+        return (z - guess) ** 2, (z - base) ** 2
+
+    def test(self, y: NDArray[np.float64], guess: NDArray[np.float64]) -> float:
+        if self.is_class:
+            return balanced_accuracy(y.argmax(1), guess.argmax(1), n_classes=y.shape[1])
+        error, base = self._errors(y, guess)
+        return float(np.mean(1 - error.sum(0) / base.sum(0)))
+
+    def train(self, y: NDArray[np.float64], guess: NDArray[np.float64]) -> float:
+        if self.is_class:
+            return balanced_accuracy(y.argmax(1), guess.argmax(1), n_classes=y.shape[1])
+        z = y / self.spread
+        return float(np.mean(1 - ((z - guess) ** 2).sum(0) / ((z - z.mean(0)) ** 2).sum(0)))
+
+    def interval(
+        self, y: NDArray[np.float64], guess: NDArray[np.float64], *, seed: int
+    ) -> tuple[float, float] | None:
+        units = self.units
+        if self.is_class:
+            top, bottom = y * (y.argmax(1) == guess.argmax(1))[:, None], y
+        else:
+            top, bottom = self._errors(y, guess)
+        draws = bootstrap_weights(units.n, seed=seed)
+        tops, bottoms = (np.zeros((units.n, y.shape[1])) for _ in range(2))
+        np.add.at(tops, units.ids, top)
+        np.add.at(bottoms, units.ids, bottom)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = (draws @ tops) / (draws @ bottoms)
+        values = np.nanmean(share, axis=1) if self.is_class else 1 - share.mean(1)
+        return percentile_interval(values)
+
+    def per_output(
+        self, y: NDArray[np.float64], guess: NDArray[np.float64], outputs: Sequence[str]
+    ) -> dict[str, float]:
+        if self.is_class:
+            hit = y.argmax(1) == guess.argmax(1)
+            return {name: float(hit[y[:, j] > 0].mean()) for j, name in enumerate(outputs)}
+        error, base = self._errors(y, guess)
+        return {name: float(1 - error[:, j].sum() / base[:, j].sum()) for j, name in enumerate(outputs)}
+
+    def rmse(
+        self, y: NDArray[np.float64], guess: NDArray[np.float64], outputs: Sequence[str]
+    ) -> dict[str, tuple[float, float]]:
+        error, base = (np.sqrt(e.mean(0)) * self.spread for e in self._errors(y, guess))
+        return {name: (float(error[j]), float(base[j])) for j, name in enumerate(outputs)}
+
+
+def _predictor(x: NDArray[np.floating], folds: NDArray[np.int64], *, model: ProbeModel, seed: int) -> Predict:
+    if model == "ridge":
+        return HeldOutRidge(x, folds)
+    if model == "mlp":
+        return lambda y: held_out_mlp(x, y, folds, seed=seed)
+    raise InputError(f"unknown probe '{model}'; known are ridge and mlp.")
+
+
+def _shuffled_guesses(
+    predict: Predict, others: Sequence[NDArray[np.float64]], score: _Score
+) -> list[NDArray[np.float64]]:
+    """Return test predictions of shuffled targets; ridge fits them all at once, as columns."""
+    inputs = [score.inputs(other) for other in others]
+    if not isinstance(predict, HeldOutRidge):
+        return [predict(y)[0] for y in inputs]
+    out: list[NDArray[np.float64]] = []
+    step = max(1, 256 // inputs[0].shape[1])
+    for start in range(0, len(inputs), step):
+        some = inputs[start : start + step]
+        out += np.split(predict.predict(np.concatenate(some, 1), n_groups=len(some))[0], len(some), axis=1)
+    return out
+
+
+def _why_not(y: NDArray[np.float64], units: Units) -> str:
+    if units.n < MIN_UNITS:
+        return f"{units.n} independent {units.over}s; need at least {MIN_UNITS}"
+    constant = np.ptp(y, axis=0) == 0
+    if constant.all():
+        return "the target is the same everywhere"
+    if constant.any():
+        return f"{int(constant.sum())} of {len(constant)} outputs are the same everywhere; leave them out"
+    return ""
+
+
+def _kind(run: Run, names: Sequence[str]) -> Literal["number", "class"]:
+    from .labels import item_values
+
+    for name in names:
+        if name.split(".")[0] in ("state", "action") or name == "answer.action":
+            return "number"
+        values = [v for v in item_values(run, name) if v is not None]
+        if any(isinstance(v, str | bool) for v in values):
+            return "class"
+    return "number"

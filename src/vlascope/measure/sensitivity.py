@@ -1,0 +1,309 @@
+"""What moves a model: image, verb or noun. Features per layer and kind of token, actions per degree of freedom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..items import Item
+from ..items.perturb import blur, desaturate, swap_image, swap_prompt
+from ..models.layout import KINDS
+from .prompts import negate, paraphrase, swap_noun, swap_verb
+from .resample import Units, bootstrap_mean, units_of
+from .result import Result, cannot_say, number_text, plain_json, table
+
+if TYPE_CHECKING:
+    from ..models import Model
+
+HARDLY = 0.1
+"""Text that moves the action less than this share of what the image does hardly matters."""
+MIN_ITEMS = 5
+
+Change = Callable[[Item, Sequence[Item]], "Item | None"]
+
+
+def occlude(item: Item, *, share: float = 0.4) -> Item:
+    """Return the item with a grey square over the middle of each image, `share` of its sides."""
+    images = []
+    for image in item.images:
+        h, w = image.shape[:2]
+        y, x = round(h * (1 - share) / 2), round(w * (1 - share) / 2)
+        out = image.copy()
+        out[y : h - y, x : w - x] = 128
+        images.append(out)
+    return replace(item, images=tuple(images), source=None)
+
+
+def move(item: Item, *, share: float = 0.15) -> Item:
+    """Return the item with its images moved to the right by a share of their width, edges repeated."""
+    images = []
+    for image in item.images:
+        by = max(1, round(image.shape[1] * share))
+        images.append(np.concatenate([np.repeat(image[:, :1], by, axis=1), image[:, :-by]], axis=1))
+    return replace(item, images=tuple(images), source=None)
+
+
+def _other_scene(item: Item, items: Sequence[Item]) -> Item | None:
+    others = [
+        o for o in items if o.item_id != item.item_id and (o.episode is None or o.episode != item.episode)
+    ]
+    if not others:
+        return None
+    at = next(i for i, o in enumerate(items) if o.item_id == item.item_id)
+    return swap_image(item, others[at % len(others)])
+
+
+def _prompt(change: Callable[[str], str | None]) -> Change:
+    def changed(item: Item, items: Sequence[Item]) -> Item | None:
+        text = None if not item.prompt else change(item.prompt)
+        return None if text is None or text == item.prompt else swap_prompt(item, prompt=text)
+
+    return changed
+
+
+CHANGES: Mapping[str, tuple[str, Change]] = {
+    "other scene": ("image", _other_scene),
+    "blur": ("image", lambda item, _: blur(item, sigma_px=3.0)),
+    "no colour": ("image", lambda item, _: desaturate(item)),
+    "moved": ("image", lambda item, _: move(item)),
+    "occluded": ("image", lambda item, _: occlude(item)),
+    "other verb": ("verb", _prompt(swap_verb)),
+    "other noun": ("noun", _prompt(swap_noun)),
+    "paraphrase": ("wording", _prompt(paraphrase)),
+    "negated": ("wording", _prompt(negate)),
+    "no prompt": ("wording", _prompt(lambda _: "")),
+}
+"""Name of each change, what it changes (image, verb, noun, wording), and how."""
+
+
+@dataclass(frozen=True)
+class SensitivityResult:
+    """How far features and actions move when image or prompt change.
+
+    Attributes:
+        n_items: Items that were changed.
+        action_names: Degrees of freedom.
+        features: Per change, site and token kind: mean movement of the pooled tokens, as a share of the typical
+            distance between two items.
+        actions: Per change and degree of freedom: mean absolute movement in the action's own unit.
+        ratios: Movement of the whole action (each degree of freedom in units of its spread over items) by other verb,
+            other noun and any text, relative to another scene.
+    """
+
+    n_items: int
+    action_names: tuple[str, ...]
+    features: tuple[Result, ...]
+    actions: tuple[Result, ...]
+    ratios: tuple[Result, ...]
+
+    def verdict(self) -> str:
+        """Return in one sentence whether the action depends on the text."""
+        text = next((r for r in self.ratios if r.name == "text : image"), None)
+        if text is None or text.value is None:
+            return (
+                f"cannot say whether the action depends on the text: {text.reason if text else 'no actions'}"
+            )
+        end = f"{number_text(text.value)} of what another scene does"
+        if text.interval is None:
+            return f"the text moves the action {end}; too few independent items for a verdict"
+        if text.interval[1] < HARDLY:
+            return f"the action hardly depends on the text: it moves it {end}"
+        if text.interval[0] > HARDLY:
+            return f"the action depends on the text: it moves it {end}"
+        return f"undecided: the text moves the action {end}, and the interval holds {HARDLY:g}"
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Return one row of text per number."""
+        return table([*self.ratios, *self.actions, *self.features])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
+        return plain_json(
+            {
+                "verdict": self.verdict(),
+                "n_items": self.n_items,
+                "action_names": self.action_names,
+                "ratios": [r.to_json() for r in self.ratios],
+                "actions": [r.to_json() for r in self.actions],
+                "features": [r.to_json() for r in self.features],
+            }
+        )
+
+
+def sensitivity(
+    model: Model,
+    items: Sequence[Item],
+    *,
+    sites: Sequence[str] = (),
+    changes: Sequence[str] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> SensitivityResult:
+    """Change image, verb, noun or wording of each item and measure what moves.
+
+    Args:
+        model: The model; without actions, features alone are compared.
+        items: Items with prompts; independent ones are best (intervals resample whole episodes).
+        sites: Layers to compare; none skips features.
+        changes: Names of `CHANGES`; None takes all. A change that does not apply to an item (no known verb) leaves it
+            out of that change.
+        batch_size: Items per forward pass.
+        seed: Seeds the bootstrap.
+
+    Raises:
+        InputError: no items or an unknown change.
+
+    Cost: one forward pass and one answer per item and change.
+    """
+    items = list(items)
+    names = list(CHANGES) if changes is None else list(changes)
+    unknown = [name for name in names if name not in CHANGES]
+    if unknown or not items:
+        raise InputError(
+            f"unknown change '{unknown[0]}'; known are {', '.join(CHANGES)}." if unknown else "got no items."
+        )
+    independent = all(item.episode is not None for item in items) and len({i.episode for i in items}) > 1
+    units = units_of([i.episode if independent else i.item_id for i in items],
+                     over="episode" if independent else "item")  # fmt: skip
+    base_features, base_actions, action_names = _read(model, items, sites, batch_size)
+    features: list[Result] = []
+    actions: list[Result] = []
+    moved: dict[str, NDArray[np.float64]] = {}
+    spread = None if base_actions is None else np.nanstd(base_actions, axis=0)
+    for name in names:
+        changed = [CHANGES[name][1](item, items) for item in items]
+        rows = np.array([i for i, item in enumerate(changed) if item is not None], np.int64)
+        if not len(rows):
+            reason = "it applies to none of the items"
+            actions.append(cannot_say(f"{name} / action", reason, n=0, over=units.over))
+            continue
+        some = [item for item in changed if item is not None]
+        new_features, new_actions, _ = _read(model, some, sites, batch_size)
+        here = units.take(rows)
+        for key, values in new_features.items():
+            features.append(_feature(f"{name} / {key}", values, base_features[key], rows, here, seed=seed))
+        if new_actions is not None and base_actions is not None and spread is not None:
+            steps = np.abs(new_actions - base_actions[rows])
+            for j, dof in enumerate(action_names):
+                actions.append(
+                    _mean(f"{name} / {dof}", steps[:, j], here, unit="units of the action", seed=seed)
+                )
+            whole = np.full(len(items), np.nan)
+            used = spread > 0
+            if used.any():
+                whole[rows] = np.sqrt(((steps[:, used] / spread[used]) ** 2).mean(1))
+            moved[name] = whole
+    return SensitivityResult(
+        len(items), action_names, tuple(features), tuple(actions), _ratios(moved, units, seed=seed)
+    )
+
+
+def _read(
+    model: Model, items: Sequence[Item], sites: Sequence[str], batch_size: int
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64] | None, tuple[str, ...]]:
+    """Return pooled features by "site / kind" [n, d], actions [n, dof] or None, and their names."""
+    pooled: dict[str, list[NDArray[np.float64]]] = {}
+    actions: list[NDArray[np.float32] | None] = []
+    action_names: tuple[str, ...] = ()
+    for start in range(0, len(items), batch_size):
+        some = items[start : start + batch_size]
+        if sites:
+            batch = model.prepare(some)
+            found = model.resolve(sites)
+            captured = model.capture(batch, found)
+            for site in found:
+                for layout, values in zip(batch.layouts[site.layout], captured[site.name], strict=True):
+                    x = values.detach().cpu().double().numpy()
+                    for number, kind in enumerate(KINDS):
+                        if kind in ("patch", "text", "state", "action") and (layout.kind == number).any():
+                            mean = x[layout.kind == number].mean(0)
+                            pooled.setdefault(f"{site.name} / {kind}", []).append(mean)
+        if model.answers:
+            for reply in model.respond(some):
+                action = reply.action
+                actions.append(None if action is None or np.isnan(action).any() else action)
+                action_names = action_names or tuple(reply.action_names)
+    features = {key: np.stack(rows) for key, rows in pooled.items() if len(rows) == len(items)}
+    known = next((a for a in actions if a is not None), None)
+    if known is None:
+        return features, None, ()
+    table_nd = np.array([np.full(len(known), np.nan) if a is None else a for a in actions], np.float64)
+    return features, table_nd, action_names or tuple(f"a{j}" for j in range(len(known)))
+
+
+def _feature(
+    name: str,
+    new: NDArray[np.float64],
+    base: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    units: Units,
+    *,
+    seed: int,
+) -> Result:
+    typical = float(np.sqrt(2 * ((base - base.mean(0)) ** 2).sum(1).mean()))
+    if typical <= 0:
+        return cannot_say(name, "all items have the same features here", n=len(rows), over=units.over)
+    steps = np.linalg.norm(new - base[rows], axis=1) / typical
+    return _mean(name, steps, units, unit="of the distance between items", seed=seed)
+
+
+def _mean(name: str, values: NDArray[np.float64], units: Units, *, unit: str, seed: int) -> Result:
+    known = np.isfinite(values)
+    if not known.any():
+        return cannot_say(name, "no reply was a whole action", unit=unit, n=len(values), over=units.over)
+    return Result(
+        name=name,
+        value=float(values[known].mean()),
+        unit=unit,
+        n=int(known.sum()),
+        over=units.over,
+        n_units=units.n,
+        interval=bootstrap_mean(values, units, seed=seed),
+        controls={"same input again": 0.0},
+    )
+
+
+def _ratios(moved: Mapping[str, NDArray[np.float64]], units: Units, *, seed: int) -> tuple[Result, ...]:
+    """Return verb : image, noun : image and text : image, on the items that both changes apply to."""
+    image = moved.get("other scene")
+    text = [moved[name] for name in ("other verb", "other noun") if name in moved]
+    tops = {"verb : image": moved.get("other verb"), "noun : image": moved.get("other noun")}
+    if text:
+        known = np.isfinite(np.stack(text))
+        total = np.where(known, np.stack(text), 0).max(0)
+        tops["text : image"] = np.where(known.any(0), total, np.nan)
+    out = []
+    for name in ("verb : image", "noun : image", "text : image"):
+        top = tops.get(name)
+        if top is None or image is None:
+            reason = "the model gives no actions, or the change applies to no item"
+            out.append(cannot_say(name, reason, over=units.over))
+            continue
+        both = np.isfinite(top) & np.isfinite(image)
+        n_units = len(np.unique(units.ids[both]))
+        if n_units < MIN_ITEMS or not image[both].sum() > 0:
+            reason = (
+                f"{n_units} independent {units.over}s; need at least {MIN_ITEMS}"
+                if n_units < MIN_ITEMS
+                else "another scene does not move the action either"
+            )
+            out.append(cannot_say(name, reason, n=int(both.sum()), over=units.over))
+            continue
+        here = units.take(both)
+        out.append(
+            Result(
+                name=name,
+                value=float(top[both].sum() / image[both].sum()),
+                unit="ratio",
+                n=int(both.sum()),
+                over=units.over,
+                n_units=n_units,
+                interval=bootstrap_mean(top[both], here, over_values=image[both], seed=seed),
+            )
+        )
+    return tuple(out)

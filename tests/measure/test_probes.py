@@ -1,0 +1,166 @@
+"""Probes on planted features: readable targets are read, absent ones are not, memorisers are exposed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.measure.planted import PlantedRun, grid
+from vlascope.errors import InputError
+from vlascope.measure.crossfit import unit_folds
+from vlascope.measure.probes import PROBE_HEAD, probe, probe_arrays
+from vlascope.measure.resample import units_of
+from vlascope.measure.ridge import PENALTIES, FoldedRidge, HeldOutRidge, reduce_channels
+
+
+def test_sums_give_the_same_ridge_as_the_rows():
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(53, 7)) + 3, rng.normal(size=(53, 2))
+    folds = unit_folds(units_of(np.arange(53)))
+    ridge = FoldedRidge(5, 7)
+    targets = None
+    for rows in (slice(0, 19), slice(19, 53)):  # streamed in two blocks
+        ridge.add(x[rows], folds[rows])
+        part = ridge.targets(x[rows], y[rows], folds[rows])
+        targets = part if targets is None else targets + part
+    assert targets is not None
+    model = ridge.fit(targets, (0, 1, 2, 3))
+    train = folds != 4
+    scale = StandardScaler().fit(x[train])
+    slow = Ridge(model.penalty * train.sum()).fit(scale.transform(x[train]), y[train])
+    np.testing.assert_allclose(model(x), slow.predict(scale.transform(x)), atol=1e-8)
+
+    def inner_error(penalty: float) -> float:
+        total = 0.0
+        for held in range(4):
+            fit, out = train & (folds != held), folds == held
+            s = StandardScaler().fit(x[fit])
+            m = Ridge(penalty * fit.sum()).fit(s.transform(x[fit]), y[fit])
+            total += ((m.predict(s.transform(x[out])) - y[out]) ** 2).sum()
+        return total
+
+    assert model.penalty == min(PENALTIES, key=inner_error)
+
+
+def test_many_channels_are_reduced_without_losing_rows():
+    x = np.random.default_rng(1).normal(size=(20, 700))
+    z = reduce_channels(x)
+    assert z.shape[0] == 20 and z.shape[1] <= 512
+    scaled = (x - x.mean(0)) / x.std(0)
+    np.testing.assert_allclose(z @ z.T, scaled @ scaled.T, atol=1e-6)
+
+
+def _episodes(rng: np.random.Generator, n: int = 14, per: int = 4):
+    return units_of(np.repeat(np.arange(n), per), over="episode"), rng
+
+
+def test_a_planted_position_is_read_on_unseen_episodes():
+    units, rng = _episodes(np.random.default_rng(2))
+    xyz = rng.normal(size=(14, 3))[units.ids] * [1, 10, 100] + rng.normal(size=(56, 3))
+    x = np.c_[xyz @ rng.normal(size=(3, 9)), rng.normal(size=(56, 5))]
+    found = probe_arrays(x, xyz, units, outputs=("x", "y", "z"), site="s", target="pose", n_permutations=39)
+    assert found.test.found and found.test.value is not None and found.test.value > 0.95
+    assert found.test.interval is not None and found.test.interval[0] > 0.9
+    assert found.test.controls["shuffled labels"] < 0.2
+    assert found.rmse is not None and found.rmse["z"][0] < 0.2 * found.rmse["z"][1]
+    assert found.rmse["z"][1] == pytest.approx(xyz[:, 2].std(), rel=0.2), "in the target's own unit"
+    assert "is readable" in found.verdict() and not found.memorised
+    assert len(found.row()) == len(PROBE_HEAD)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_memoriser_is_exposed(monkeypatch):
+    """Features that name the episode one-to-one and say nothing else: perfect on training rows, worthless elsewhere."""
+    units, rng = _episodes(np.random.default_rng(3))
+    pose = rng.normal(size=(14, 2))[units.ids]
+    x = np.eye(14)[units.ids] + 0.01 * rng.normal(size=(56, 14))
+    found = probe_arrays(x, pose, units, outputs=("x", "y"), n_permutations=39)
+    mlp = probe_arrays(x, pose, units, outputs=("x", "y"), model="mlp", n_permutations=19)
+    assert not found.test.found and not mlp.test.found
+    monkeypatch.setattr("vlascope.measure.ridge.PENALTIES", (1e-4,))  # a probe that is free to memorise
+    free = probe_arrays(x, pose, units, outputs=("x", "y"), n_permutations=39)
+    assert free.memorised and "is memorised" in free.verdict()
+    test, train = HeldOutRidge(x, unit_folds(units)).predict(pose)
+    assert 1 - ((pose - train) ** 2).sum() / ((pose - pose.mean(0)) ** 2).sum() > 0.9
+    assert 1 - ((pose - test) ** 2).sum() / ((pose - pose.mean(0)) ** 2).sum() < 0.1
+
+
+def test_rows_split_at_random_would_have_hidden_the_memoriser():
+    units, rng = _episodes(np.random.default_rng(3))
+    pose = rng.normal(size=(14, 2))[units.ids]
+    x = np.eye(14)[units.ids] + 0.01 * rng.normal(size=(56, 14))
+    wrong = probe_arrays(x, pose, units_of(np.arange(56)), outputs=("x", "y"), n_permutations=19)
+    assert wrong.test.value is not None and wrong.test.value > 0.8
+
+
+def test_absent_targets_are_found_in_at_most_5_percent():
+    rng = np.random.default_rng(4)
+    false = 0
+    for trial in range(200):
+        units = units_of(np.repeat(np.arange(12), 2), over="episode")
+        y = rng.normal(size=(12, 1))[units.ids]
+        x = rng.normal(size=(12, 4))[units.ids] + 0.1 * rng.normal(size=(24, 4))
+        false += probe_arrays(x, y, units, outputs=("y",), n_permutations=19, seed=trial).test.found
+    assert false <= 18, f"{false} of 200 null runs; at most 10 are expected"
+
+
+def test_a_curve_needs_the_mlp():
+    rng = np.random.default_rng(5)
+    x = rng.uniform(-1, 1, size=(240, 3))
+    y = (x[:, :1] ** 2) * 3
+    units = units_of(np.arange(240))
+    line = probe_arrays(x, y, units, outputs=("y",), n_permutations=19)
+    curve = probe_arrays(x, y, units, outputs=("y",), model="mlp", n_permutations=19)
+    assert line.test.value is not None and line.test.value < 0.2
+    assert curve.test.value is not None and curve.test.value > 0.8
+
+
+def make(**changes) -> PlantedRun:
+    rng = np.random.default_rng(6)
+    n = 40
+    colour, success = np.arange(n) % 2, np.arange(n) // 4 % 2
+    x = rng.normal(size=(n, 15, 11))
+    x[:, :, 3] += 3 * colour[:, None]
+    options = {
+        "labels": [{"colour": "red" if c else "blue", "success": bool(s), "height": float(i), "same": 1.0}
+                   for i, (c, s) in enumerate(zip(colour, success))],
+        "episodes": list(np.arange(n) // 4),
+        "states": np.c_[x[:, :, 5].mean(1), x[:, :, 6].mean(1)],
+    }  # fmt: skip
+    return PlantedRun({"vision.0": ("vision", x)}, layouts={"vision": grid(3, 5)}, **(options | changes))
+
+
+def test_probe_reads_labels_and_states_of_a_run():
+    run = make()
+    colour = probe(run, site="vision.0", target="colour", n_permutations=39)
+    assert colour.test.value == pytest.approx(1) and colour.test.over == "episode"
+    assert "raw pixels" in colour.test.controls and colour.test.controls["raw pixels"] < 0.8
+    assert colour.per_output == {"blue": 1.0, "red": 1.0}
+    state = probe(run, site="vision.0", target="state", n_permutations=19)
+    assert state.per_output is not None and set(state.per_output) == {"state.0", "state.1"}
+    assert state.test.value is not None and state.test.value > 0.9
+    assert not probe(run, site="vision.0", target="success", n_permutations=39).test.found
+    both = probe(run, site="vision.0", target=("state.0", "height"), n_permutations=19)
+    assert both.per_output is not None and both.per_output["state.0"] > 0.6
+    assert both.per_output["height"] < 0.2
+
+
+def test_what_cannot_be_probed_says_so():
+    run = make()
+    assert "the same everywhere" in probe(run, site="vision.0", target="same").verdict()
+    few = make(episodes=[0] * 20 + [1] * 20)
+    assert "2 independent episodes" in probe(few, site="vision.0", target="colour").verdict()
+    with pytest.raises(InputError, match="holds text"):
+        probe(run, site="vision.0", target="colour", kind="number")
+    with pytest.raises(InputError, match="no label 'mass'|label 'mass'"):
+        probe(run, site="vision.0", target="mass")
+    with pytest.raises(InputError, match="state.0 to state.1"):
+        probe(run, site="vision.0", target="state.7")
+    flat = probe_arrays(np.ones((20, 3)), np.random.default_rng(0).normal(size=(20, 1)),
+                        units_of(np.arange(20)), outputs=("y",))  # fmt: skip
+    assert "constant features" in flat.verdict()

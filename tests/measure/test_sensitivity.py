@@ -1,0 +1,97 @@
+"""Sensitivity of models whose dependence on text is known by construction, and of mini-vla with deaf words."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vlascope.errors import InputError
+from vlascope.items import Item
+from vlascope.measure.prompts import negate, paraphrase, swap_noun, swap_verb
+from vlascope.measure.sensitivity import sensitivity
+from vlascope.models import Response
+
+
+def items(n: int = 12) -> list[Item]:
+    rng = np.random.default_rng(0)
+    return [
+        Item(
+            item_id=f"i{i}",
+            images=(rng.integers(0, 256, (11, 17, 3)).astype(np.uint8),),
+            prompt=f"pick up the {('red', 'blue', 'green')[i % 3]} object",
+        )
+        for i in range(n)
+    ]
+
+
+def fake(text_weight: float):
+    """A model whose action is known: mean red, plus the length of the prompt's third-last word."""
+
+    def respond(some):
+        replies = []
+        for item in some:
+            word = sum(map(ord, item.prompt or "")) % 97 / 97
+            red = float(item.image[..., 0].mean()) / 10
+            action = np.array([red, text_weight * word, 0.5], np.float32)
+            replies.append(Response(action=action, action_names=("dx", "dy", "grip")))
+        return replies
+
+    return SimpleNamespace(answers=True, respond=respond)
+
+
+def test_a_model_that_ignores_text_is_told_from_one_that_uses_it():
+    deaf = sensitivity(fake(0.0), items())  # type: ignore[arg-type]
+    assert deaf.verdict().startswith("the action hardly depends on the text")
+    ratio = {r.name: r for r in deaf.ratios}
+    assert ratio["text : image"].value == 0 and ratio["text : image"].interval == (0, 0)
+    hears = sensitivity(fake(5.0), items())  # type: ignore[arg-type]
+    assert hears.verdict().startswith("the action depends on the text")
+    json.dumps(hears.to_json(), allow_nan=False)
+
+
+def test_actions_move_in_their_own_unit():
+    found = sensitivity(fake(0.0), items(), changes=["no colour", "occluded"])  # type: ignore[arg-type]
+    by_name = {r.name: r for r in found.actions}
+    source = items()
+    expected = np.mean([
+        abs(np.rint(i.image @ [0.299, 0.587, 0.114]).mean() - i.image[..., 0].mean()) / 10 for i in source
+    ])  # fmt: skip
+    assert by_name["no colour / dx"].value == pytest.approx(expected, rel=1e-4)
+    assert by_name["no colour / grip"].value == 0
+    assert found.verdict().startswith("cannot say")
+
+
+def test_prompts_change_as_named():
+    assert swap_verb("pick up the red object") == "push the red object"
+    assert swap_noun("pick up the red object") == "pick up the blue object"
+    assert swap_noun("put the rigid cup", among=("cup", "plate")) == "put the rigid plate"
+    assert paraphrase("Pick up the cup") == "grab the cup"
+    assert negate("open it") == "do not open it"
+    assert swap_verb("hello") is None and swap_noun("hello") is None
+
+
+def test_what_cannot_be_asked():
+    with pytest.raises(InputError, match="unknown change 'dance'"):
+        sensitivity(fake(1), items(), changes=["dance"])  # type: ignore[arg-type]
+    few = sensitivity(fake(1.0), items(3))  # type: ignore[arg-type]
+    assert "3 independent items" in few.verdict()
+
+
+def test_words_cannot_move_patches_that_come_before_them():
+    """In mini-vla the image comes first and attention looks back only: an oracle for features."""
+    import vlascope as vs
+
+    model = vs.load("mini-vla", device="cpu")
+    source = vs.items("demo:pick")
+    some = [source[i] for i in range(0, len(source), 11)]
+    found = sensitivity(model, some, sites=["vision.5", "language.3"], changes=["other noun", "other scene"])
+    by_name = {r.name: r for r in found.features}
+    assert by_name["other noun / vision.5 / patch"].value == pytest.approx(0, abs=1e-4)
+    assert by_name["other noun / language.3 / patch"].value == pytest.approx(0, abs=1e-4)
+    text, patch = by_name["other noun / language.3 / text"], by_name["other scene / vision.5 / patch"]
+    assert text.value is not None and text.value > 0.05
+    assert patch.value is not None and patch.value > 0.3
+    assert set(found.action_names) == {"dx", "dy", "dz", "grip"}

@@ -1,0 +1,56 @@
+"""Foresight planted, absent, and out of reach."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from vlascope.errors import InputError
+from vlascope.measure.world_model import world_model, world_model_arrays
+
+N_EPISODES, LENGTH = 12, 13
+
+
+def frames(seed: int):
+    rng = np.random.default_rng(seed)
+    episode, step = np.repeat(np.arange(N_EPISODES), LENGTH), np.tile(np.arange(LENGTH), N_EPISODES)
+    pushes = rng.normal(size=(N_EPISODES, LENGTH, 3))
+    e = np.cumsum(pushes, axis=1)
+    return rng, episode, step, pushes.reshape(-1, 3), e.reshape(-1, 3)
+
+
+def test_a_layer_that_holds_the_next_push_is_found():
+    rng, episode, step, pushes, e = frames(0)
+    coming = np.roll(pushes, -1, axis=0)  # the change from t to t + 1
+    h = coming @ rng.normal(size=(3, 7)) + 0.1 * rng.normal(size=(len(e), 7))
+    found = world_model_arrays(h, e, coming, episode, step, horizons=(1, 3, 30))
+    one, three, thirty = found.results
+    assert one.found and one.value is not None and one.value > 0.9
+    assert three.value is not None and 0.1 < three.value < 0.6, "one of three pushes is known"
+    assert thirty.value is None and "0 pairs" in thirty.reason
+    assert one.controls["action alone over persistence"] > 0.9
+    assert one.controls["e(t) alone over persistence"] < 0.1 and one.controls["shuffled time"] < 0.1
+    assert "adds to what e says now" in found.verdict() and "1 steps" in found.verdict()
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_layer_without_foresight_is_rarely_found():
+    false = 0
+    for trial in range(40):
+        rng, episode, step, _, e = frames(trial)
+        h = np.cumsum(rng.normal(size=(N_EPISODES, LENGTH, 2)), axis=1).reshape(-1, 2)
+        found = world_model_arrays(h, e, None, episode, step, horizons=(1,), n_permutations=19, seed=trial)
+        false += found.results[0].found
+    assert false <= 6, f"{false} of 40 null runs; 2 are expected"
+
+
+def test_what_cannot_be_said():
+    _, episode, step, _, e = frames(0)
+    still = world_model_arrays(e, np.ones_like(e), None, episode, step)
+    assert "constant" in still.verdict()
+    one = world_model_arrays(e[::LENGTH], e[::LENGTH], None, episode[::LENGTH], step[::LENGTH])
+    assert one.verdict().startswith("cannot say"), "episodes of one frame have no future"
+    with pytest.raises(InputError, match="at least 1"):
+        world_model(None, site="a", state_site="b", horizons=(0,))  # type: ignore[arg-type]
