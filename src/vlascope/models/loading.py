@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, ModelNotFoundError, nearest_text
+from ..errors import InputError, MissingExtraError, ModelNotFoundError, nearest_text
 from .family import Assets, Family, families, family_of, family_of_module
 from .layout import Grid
 from .model import Model
@@ -177,6 +177,9 @@ def read_assets(source: Any, *, revision: str | None = None, trust_remote_code: 
 
     processor_config = read("processor_config.json")
     image_config = processor_config.get("image_processor") or read("preprocessor_config.json")
+    image_config = (
+        image_config or processor_config.get("video_processor") or read("video_preprocessor_config.json")
+    )
     has_tokenizer = any(
         _asset(str(source), file_name, revision=revision) is not None
         for file_name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -224,7 +227,15 @@ def _read_config(name: str, source: str, kind: str, *, revision: str | None, tru
     from transformers import AutoConfig
 
     with _explained(name, kind):
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        try:
+            return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        except ImportError as error:
+            # Configurations of timm's checkpoints are read with timm itself.
+            reason = " ".join(str(error).split())
+            raise MissingExtraError(
+                f"the configuration of '{name}' needs a package that cannot be imported: {reason} timm also needs the "
+                "torchvision of your PyTorch's release. Or build the module yourself and use vlascope.wrap()."
+            ) from error
 
 
 class _explained:

@@ -160,3 +160,16 @@ def test_missing_or_broken_timm(monkeypatch, error):
         require_timm()
     with pytest.raises(MissingExtraError, match=str(error).split(":", maxsplit=1)[0]):
         TimmFamily.load_module("timm/x", config=None, dtype=None, revision=None, trust_remote_code=False)
+
+
+def test_a_timm_checkpoint_without_timm(tmp_path, monkeypatch):
+    """Not the bare ImportError of another library."""
+    import transformers
+
+    def fail(*_args, **_more):
+        raise ImportError("TimmWrapperConfig requires the timm library")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(MissingExtraError, match="requires the timm library"):
+        load(tmp_path)

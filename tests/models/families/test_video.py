@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -117,3 +118,15 @@ def test_pixels_equal_the_processors():
     ours = model.prepare([clip]).inputs["pixel_values"]
     want = theirs([list(clip.images)], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(ours, want, atol=1e-6, rtol=0)
+
+
+def test_the_video_processors_file_is_read(tmp_path):
+    """Video checkpoints keep their preprocessing in a file of another name."""
+    class_name, config_name, config = MODELS["vjepa"]
+    build(class_name, config_name, **config).save_pretrained(tmp_path)
+    size = {"size": {"shortest_edge": 50}, "crop_size": {"height": 40, "width": 40}, "do_center_crop": True}
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(size))
+    model = load(tmp_path)
+    box = model.prepare([item(100, 160, n_images=2)]).layouts["vision"][0].box
+    # 100 pixels become 50; the middle 40 of them are shown: 10..90 of the rows, 40..120 of the columns.
+    np.testing.assert_allclose([*box[0, :2], *box[-1, 2:]], [40, 10, 120, 90])

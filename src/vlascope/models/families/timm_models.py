@@ -171,10 +171,10 @@ def _transform(inner: Any) -> ImageTransform:
     size = getattr(getattr(inner, "patch_embed", None), "img_size", None)
     height, width = _pair(size if size is not None else tuple(given.get("input_size", (3, 224, 224)))[1:])
     crop_pct, mode = float(given.get("crop_pct") or 0.875), given.get("crop_mode") or "center"
-    resized = tuple(int(np.floor(n / crop_pct)) for n in (height, width))
+    resized = int(np.floor(height / crop_pct)), int(np.floor(width / crop_pct))
     plain = ImageTransform(
-        mean=tuple(given.get("mean") or IMAGENET_MEAN),
-        std=tuple(given.get("std") or IMAGENET_STD),
+        mean=_three(given.get("mean") or IMAGENET_MEAN),
+        std=_three(given.get("std") or IMAGENET_STD),
         resample=_FILTERS.get(given.get("interpolation") or "bicubic", BICUBIC),
         crop_hw=(height, width),
     )
@@ -186,6 +186,11 @@ def _transform(inner: Any) -> ImageTransform:
             "square. Use vlascope.wrap(module, preprocess=...)."
         )
     return replace(plain, shortest_edge=resized[0])
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    a, b, c = values
+    return float(a), float(b), float(c)
 
 
 def _pair(value: Any) -> tuple[int, int]:
