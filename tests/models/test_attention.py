@@ -263,3 +263,24 @@ def test_a_family_may_know_better(make, tiny_models, monkeypatch):
         model._family, "attention", lambda batch, *, site: given if site.tensor == "q" else None
     )
     assert model.attention(items, "vision.0") is given
+
+
+def test_positions_and_masks_that_are_not_known_are_errors(tiny_models):
+    """Parts of a block called one by one, or a rotation inside: q and k alone would give wrong weights."""
+    from vlascope.models.structure import block_sites
+
+    class LeafOnly(PlainNet):
+        def forward(self, x):
+            return self.blocks[0].attn.qkv(self.embed(x).flatten(2).transpose(1, 2))
+
+    for net in (LeafOnly(), PlainNet()):
+        model = wrap(net, sites=["blocks.0.attn"], layout=Grid(3, 5))
+        model.__dict__["sites"] = tuple(
+            block_sites(model.module, blocks="blocks", name="vision", layout="vision", width=6)
+        )
+        said = "never calls 'blocks.0.attn' itself"
+        if type(net) is PlainNet:
+            net.blocks[0].attn.rope = nn.Identity()
+            said = r"in a way of its own \(rope\)"
+        with pytest.raises(InputError, match=said):
+            model.attention([tiny_models.item(12, 20)], "vision.0")

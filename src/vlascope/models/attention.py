@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -273,8 +274,11 @@ def _recomputed(model: Model, batch: Batch, q_site: Site) -> list[Tensor]:
             f"{type(attention).__name__} does not hand them out."
         )
     given: dict[str, Any] = {}
+    n_seen = 0
 
     def look(_module: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> None:
+        nonlocal n_seen
+        n_seen += 1
         given.update(_arguments(attention, args, more))
 
     handle = attention.register_forward_pre_hook(look, with_kwargs=True)
@@ -286,6 +290,16 @@ def _recomputed(model: Model, batch: Batch, q_site: Site) -> list[Tensor]:
             model._run(batch, [q_site, k_site])
     finally:
         handle.remove()
+    if not n_seen:
+        raise InputError(
+            f"the model never calls '{path}' itself, only parts of it, so that masks and positions are not known: "
+            f"vlascope cannot work out the attention weights of '{q_site.name}'."
+        )
+    if given.get("position_embeddings") is None and (turns := _own_positions(attention, given)):
+        raise InputError(
+            f"{type(attention).__name__} puts positions into q and k in a way of its own ({turns}); read the "
+            "attention weights with method='model'."
+        )
     (q,), (k,) = calls[q_site.name], calls[k_site.name]
     with torch.no_grad():
         q, k = _heads(q, q_site, attention, "q_norm"), _heads(k, k_site, attention, "k_norm")
@@ -305,6 +319,15 @@ def _recomputed(model: Model, batch: Batch, q_site: Site) -> list[Tensor]:
 
 # What is not in q and k: attention sinks, positions relative to one another.
 _NOT_RECOMPUTED = ("sinks", "rel_pos_h", "relative_position_bias_table", "relative_position_bias")
+
+
+def _own_positions(attention: nn.Module, given: Mapping[str, Any]) -> str:
+    """Return what says that an attention module rotates q and k by itself; "" when nothing does."""
+    names = {*dir(type(attention)), *vars(attention), *attention._modules, *attention._buffers} - set(
+        dir(nn.Module)
+    )
+    names |= {name for name, value in given.items() if value is not None}
+    return next((name for name in sorted(names) if re.search(r"rotat|rotary|rope(?!r)", name)), "")
 
 
 def _arguments(attention: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> dict[str, Any]:
