@@ -80,8 +80,8 @@ def test_a_memoriser_is_exposed(monkeypatch):
     pose = rng.normal(size=(14, 2))[units.ids]
     x = np.eye(14)[units.ids] + 0.01 * rng.normal(size=(56, 14))
     found = probe_arrays(x, pose, units, outputs=("x", "y"), n_permutations=39)
-    mlp = probe_arrays(x, pose, units, outputs=("x", "y"), model="mlp", n_permutations=19)
-    assert not found.test.found and not mlp.test.found
+    mlp = probe_arrays(x, pose, units, outputs=("x", "y"), model="mlp", n_permutations=1)
+    assert not found.test.found and mlp.test.value is not None and mlp.test.value < 0.3
     monkeypatch.setattr("vlascope.measure.ridge.PENALTIES", (1e-4,))  # a probe that is free to memorise
     free = probe_arrays(x, pose, units, outputs=("x", "y"), n_permutations=39)
     assert free.memorised and "is memorised" in free.verdict()
@@ -115,7 +115,7 @@ def test_a_curve_needs_the_mlp():
     y = (x[:, :1] ** 2) * 3
     units = units_of(np.arange(240))
     line = probe_arrays(x, y, units, outputs=("y",), n_permutations=19)
-    curve = probe_arrays(x, y, units, outputs=("y",), model="mlp", n_permutations=19)
+    curve = probe_arrays(x, y, units, outputs=("y",), model="mlp", n_permutations=1)
     assert line.test.value is not None and line.test.value < 0.2
     assert curve.test.value is not None and curve.test.value > 0.8
 

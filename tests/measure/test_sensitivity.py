@@ -65,7 +65,7 @@ def test_actions_move_in_their_own_unit():
 
 
 def test_prompts_change_as_named():
-    assert swap_verb("pick up the red object") == "push the red object"
+    assert swap_verb("pick up the red object") == "push away the red object"
     assert swap_noun("pick up the red object") == "pick up the blue object"
     assert swap_noun("put the rigid cup", among=("cup", "plate")) == "put the rigid plate"
     assert paraphrase("Pick up the cup") == "grab the cup"
@@ -95,3 +95,25 @@ def test_words_cannot_move_patches_that_come_before_them():
     assert text.value is not None and text.value > 0.05
     assert patch.value is not None and patch.value > 0.3
     assert set(found.action_names) == {"dx", "dy", "dz", "grip"}
+
+
+def test_a_copy_of_mini_vla_that_cannot_tell_words_apart_is_called_deaf():
+    import torch
+
+    import vlascope as vs
+
+    source = vs.items("demo:pick")
+    some = [source[i] for i in range(0, len(source), 4)]
+    model = vs.load("mini-vla", device="cpu")
+    rows = [3, *range(5, 48)]  # unknown and all words
+    with torch.no_grad():
+        words = model.module.get_input_embeddings().weight  # type: ignore[operator]
+        words[rows] = words[rows].mean(0, keepdim=True)
+    for item in some:
+        object.__setattr__(item, "episode", None)  # two episodes are too few; here each frame counts
+    changes = ["other scene", "other verb", "other noun"]
+    deaf = sensitivity(model, some, changes=changes)
+    assert {r.value for r in deaf.actions if "scene" not in r.name} == {0.0}
+    assert deaf.verdict().startswith("the action hardly depends on the text")
+    hears = sensitivity(vs.load("mini-vla", device="cpu"), some, changes=changes)
+    assert hears.verdict().startswith("the action depends on the text"), hears.verdict()
