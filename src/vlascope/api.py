@@ -167,6 +167,7 @@ def cut(
     affinity: Literal["rbf", "cosine"] = "rbf",
     density: float = 0.05,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> Cut:
     """Cut a run's tokens into concepts (NCut) and return the cut, ready to be drawn.
 
@@ -185,6 +186,7 @@ def cut(
         affinity: How alike two tokens are.
         density: Mean affinity that the scale is set to; lower is more local.
         seed: Seed of everything random.
+        engine: Who colours the tokens, block by block (`vlascope.runs.RayEngine()`); None is this process.
 
     Raises:
         SiteNotFoundError: the run holds no such site.
@@ -206,6 +208,7 @@ def cut(
         affinity=affinity,
         density=density,
         seed=seed,
+        engine=engine,
         **options,
     )
     return Cut(result)

@@ -41,26 +41,30 @@ class Args(Common):
     """rows of the pictures, spread evenly over the run"""
     no_video: Flag = False
     """draw no videos"""
+    engine: Literal["local", "ray"] = "local"
+    """who colours the tokens: this process, or the workers of a Ray cluster"""
 
 
 def run(args: Args) -> int:
     """Cut, draw, and print the paths."""
     from .. import api
-    from ..runs import Run
+    from ..runs import Run, open_engine
 
     captured = Run.open(args.run)
     sites = api.run_sites(captured, args.site or None)
     say(args, f"cutting {len(sites)} sites of {captured.n_items} items")
-    cut = api.cut(
-        captured,
-        sites=sites,
-        n_eig=args.n_eig,
-        k=args.k,
-        affinity=args.affinity,
-        density=args.density,
-        color=args.color,
-        seed=args.seed,
-    )
+    with open_engine(args.engine) as engine:
+        cut = api.cut(
+            captured,
+            sites=sites,
+            n_eig=args.n_eig,
+            k=args.k,
+            affinity=args.affinity,
+            density=args.density,
+            color=args.color,
+            seed=args.seed,
+            engine=engine,
+        )
     paths = draw(args, captured, cut, n_items=args.items, with_video=not args.no_video)
     give(
         args,

@@ -21,10 +21,11 @@ from .anchors import choose_anchors
 from .health import Health
 from .kway import kway
 from .nystrom import NystromNCut
+from .place import color_tokens
 from .rows import Rows, TakenRows, as_rows
 
 if TYPE_CHECKING:
-    from ..runs import Run
+    from ..runs import Engine, Run
 
 SCHEMA = 1
 DEFAULT_KINDS = ("patch", "text", "action", "state")
@@ -167,6 +168,7 @@ def cut_run(
     method: str = "kmeans",
     n_anchors: int = N_ANCHORS,
     force: bool = False,
+    engine: Engine | None = None,
 ) -> CutResult:
     """Cut the tokens of a run and return embedding, groups and colours; saved in the run, read back when asked again.
 
@@ -190,6 +192,8 @@ def cut_run(
             than the rotation on development frames (`benchmarks/masks.py`).
         n_anchors: Shared tokens, for several sites.
         force: Cut again although the same cut is saved.
+        engine: Who colours the tokens, block by block; None is this process. The bits are the same. The cut itself
+            is fitted here.
 
     Raises:
         SiteNotFoundError: the run holds no such site.
@@ -253,7 +257,7 @@ def cut_run(
     arrays = {
         "eigvecs": eigvecs,
         "eigenvalues": ncut.eigenvalues_[: int(n_eig)],
-        "rgb": palette.apply(eigvecs),
+        "rgb": color_tokens(palette, eigvecs, engine=engine),
         **{f"labels-{level}": groups.labels[level] for level in levels},
         **{f"tokens-{layout}": rows for layout, rows in chosen.items()},
     }
