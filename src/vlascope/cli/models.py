@@ -30,7 +30,8 @@ def run(args: Args) -> int:
     lines = [f"embedded: {', '.join(embedded())}", ""]
     for family in known:
         lines.append(f"{family['family']}: {family['summary']}")
-        lines += [f"  vlascope sites {example}" for example in family["examples"]]
-    lines += ["", "Any other torch module: vlascope.wrap(module, sites=..., layout=...) in Python."]
+        option = " --trust-remote-code" if "trust_remote_code" in family["summary"] else ""
+        lines += [f"  vlascope sites {example}{option}" for example in family["examples"]]
+    lines += ["", "What each family can do: docs/families.md"]
     give(args, {"embedded": list(embedded()), "families": known}, text="\n".join(lines))
     return OK
