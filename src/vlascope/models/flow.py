@@ -53,7 +53,6 @@ class FlowParts:
         projector: Path of the module that brings its patches to the language model.
         language: Path of the language model (it has `layers` and `norm`).
         expert: Path of the expert (same).
-        embed: Path of the token embedding.
         action_in: Path of the layer that reads noisy actions.
         action_out: Path of the layer that gives their velocity.
         calls_blocks: Whether the blocks of language model and expert are called as modules.
@@ -79,7 +78,6 @@ class FlowParts:
     projector: str
     language: str
     expert: str
-    embed: str
     action_in: str
     action_out: str
     calls_blocks: bool

@@ -85,12 +85,11 @@ def datasets(raw: Mapping[str, Any] | None) -> dict[str, dict[str, Mapping[str, 
     """
     if not raw:
         return {}
-    raw = raw.get("norm_stats", raw)
-    if one := _features(raw):
+    whole: Mapping[str, Any] = raw.get("norm_stats") or raw
+    if one := _features(whole):
         return {"data": one}
-    return {
-        name: found for name, part in raw.items() if isinstance(part, Mapping) and (found := _features(part))
-    }
+    parts = {name: _features(part) for name, part in whole.items() if isinstance(part, Mapping)}
+    return {name: found for name, found in parts.items() if found}
 
 
 def policy_stats(source: Any) -> dict[str, Any]:

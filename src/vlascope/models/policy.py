@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..items.item import Item
+from .actions import ActionBins
 from .flow import FlowFamily
 from .model import Model
 
@@ -48,19 +49,18 @@ class VLAPolicy:
         if dataset is not None:
             model.use_dataset(dataset)
         family = model._family
-        self._plans = isinstance(family, FlowFamily)
-        bins = getattr(family, "bins", None)
-        if bins is None and not self._plans:
+        bins: ActionBins | None = getattr(family, "bins", None)
+        if isinstance(family, FlowFamily):
+            self.dof, names = family.n_actions, ()
+        elif bins is not None:
+            self.dof, names = bins.dof, bins.names
+        else:
             raise InputError(
                 f"model '{model.name}' cannot act: its configuration has no norm_stats (or those of several "
                 "datasets, of which dataset= has to name one). Use a robot model, such as 'mini-vla'."
             )
         self.model, self.bins, self.malformed = model, bins, malformed
         self.n_calls, self.n_malformed = 0, 0
-        if isinstance(family, FlowFamily):
-            self.dof, names = family.n_actions, ()
-        else:
-            self.dof, names = bins.dof, bins.names
         self._names = tuple(names) or tuple(f"a{i}" for i in range(self.dof))
         # OpenVLA's convention puts the gripper last; it is absolute, all other dimensions are motions.
         found = (i for i, name in enumerate(self._names) if "grip" in name.lower())

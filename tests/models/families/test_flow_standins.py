@@ -52,7 +52,7 @@ def _item(tiny_models, *sizes, seed=0, prompt="pick up the red object"):
     )
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", ["openpi", "lerobot-pi05", "smolvla", "smolvla-special"])
 def test_contract(tiny_models, name):
     model = _model(name)
     assert model.family == ("smolvla" if "smolvla" in name else "openpi")
@@ -78,7 +78,7 @@ def test_patches_words_and_state_are_where_the_layout_says(tiny_models, name):
     model = _model(name)
     item = _item(tiny_models, (61, 97), (97, 61), (50, 50))
     for site in ("vision.0", "projector", "language.0"):
-        assert prove_patch(model, item, site, n_patches=5) >= 9
+        assert prove_patch(model, item, site, n_patches=3) >= 6
     prove_word(model, item, "language.0", old="red", new="blue")
     if "pi05" not in name:
         prove_state(model, item, "language.0" if "smolvla" in name else "expert.0")
@@ -165,6 +165,20 @@ def test_steps_and_cameras(tiny_models, name):
     alone = model.capture(model.prepare([replace(item, images=item.images[1:], cameras=("b",))]), "projector")
     n = len(alone["projector"][0])
     torch.testing.assert_close(acts["projector"][0][n:], alone["projector"][0])
+
+
+@pytest.mark.parametrize("name", ["lerobot-pi05", "smolvla"])
+def test_an_edit_of_the_residual_stream_replaces_all_of_it(tiny_models, name):
+    """Also what is added later, past the norm where it is read: nothing of the image is left behind it."""
+    model = _model(name)
+    items = [_item(tiny_models, (61, 97), seed=seed) for seed in (0, 1)]
+    for stream in ("language", "expert"):
+        sites = f"{stream}.1, {stream}.1.q"
+        with model.edit(f"{stream}.0", torch.ones_like):
+            acts = model.capture(model.prepare(items), sites)
+        assert torch.equal(*acts[f"{stream}.1.q"])
+        if stream == "language":
+            assert torch.equal(*acts[f"{stream}.1"])
 
 
 def test_leaves_fire_in_the_joint_pass_where_blocks_do_not(tiny_models):

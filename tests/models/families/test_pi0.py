@@ -28,7 +28,7 @@ def _module(n_steps=3, stats=True):
 
     text = {
         "hidden_size": 28,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 6,
@@ -100,14 +100,14 @@ def test_contract(tiny_models):
     )
     assert done.tensors == {"out", "q", "k", "v", "attn", "mlp"}
     assert done.layouts == {"vision", "projector", "language", "expert", "action"}
-    assert done.n_split == 2 + 3 + 3
+    assert done.n_split == 2 + 2 + 2
 
 
 def test_patches_words_and_state_are_where_the_layout_says(tiny_models):
     model = _model(n_steps=1)
     item = _item(tiny_models, (61, 97), (97, 61), (50, 50))
     for site in ("vision.0", "projector", "language.0"):
-        assert prove_patch(model, item, site) >= 12
+        assert prove_patch(model, item, site, n_patches=4) >= 8
     prove_word(model, item, "language.0", old="red", new="blue")
     prove_state(model, item, "expert.0")
 
@@ -148,7 +148,7 @@ def test_steps_are_read_and_edited_by_number(tiny_models):
         model.resolve("expert.1@3")
     with pytest.raises(SiteNotFoundError, match="computed once per pass"):
         model.resolve("language.1@0")
-    assert [s.name for s in model.resolve("expert.*@-1")] == [f"expert.{i}@2" for i in range(3)]
+    assert [s.name for s in model.resolve("expert.*@-1")] == [f"expert.{i}@2" for i in range(2)]
 
 
 def test_chunks_are_the_models_own_in_physical_units(tiny_models):

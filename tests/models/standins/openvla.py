@@ -117,11 +117,11 @@ class PrismaticVisionBackbone(nn.Module):
         self.use_fused_vision_backbone = config.use_fused_vision_backbone
         a, b = config.tower_widths
         n_prefix = (1, 4) if self.use_fused_vision_backbone else (0, 0)
-        self.featurizer = VisionTransformer(config.image_sizes[0], 4, a, 4, 3, *n_prefix)
+        self.featurizer = VisionTransformer(config.image_sizes[0], 4, a, 3, 3, *n_prefix)
         self._take(self.featurizer)
         self.embed_dim = a
         if self.use_fused_vision_backbone:
-            self.fused_featurizer = VisionTransformer(config.image_sizes[1], 4, b, 4, 3, 0, 0)
+            self.fused_featurizer = VisionTransformer(config.image_sizes[1], 4, b, 3, 3, 0, 0)
             self._take(self.fused_featurizer)
             self.embed_dim += b
 

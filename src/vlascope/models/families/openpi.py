@@ -78,7 +78,6 @@ class OpenPiFamily(FlowFamily):
             projector=find(["multi_modal_projector"], "projector"),
             language=find(["language_model"], "language model"),
             expert=first_path(module, [f"{stack}.gemma_expert.model"], needed_for="action expert"),
-            embed=find(["language_model.embed_tokens"], "token embedding"),
             action_in=f"{self.dotted}action_in_proj",
             action_out=f"{self.dotted}action_out_proj",
             calls_blocks=False,

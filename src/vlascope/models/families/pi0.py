@@ -43,7 +43,6 @@ class Pi0Family(FlowFamily):
             projector="model.vlm.multi_modal_projector",
             language="model.vlm.language_model",
             expert="model.dit",
-            embed="model.vlm.language_model.embed_tokens",
             action_in="embed_action_time.action_in_proj",
             action_out="action_out_proj",
             calls_blocks=True,

@@ -64,7 +64,6 @@ class SmolVLAFamily(FlowFamily):
             projector=first_path(module, [f"{stack}.vlm.model.connector"], needed_for="connector"),
             language=first_path(module, [f"{stack}.vlm.model.text_model"], needed_for="language model"),
             expert=first_path(module, [f"{stack}.lm_expert"], needed_for="action expert"),
-            embed=f"{stack}.vlm.model.text_model.embed_tokens",
             action_in=f"{self.dotted}action_in_proj",
             action_out=f"{self.dotted}action_out_proj",
             calls_blocks=False,
