@@ -66,6 +66,11 @@ def test_a_result_says_everything_in_one_line_and_in_json():
         Result(name="x", value=None, unit="", n=0)
 
 
+def test_a_p_of_exactly_5_percent_is_found_after_correction():
+    family = [Result(name=str(i), value=1.0, unit="", n=20, p=1 / 20) for i in range(3)]
+    assert all(one.found for one in adjusted(family))
+
+
 def test_bootstrap_mean_is_the_general_bootstrap_and_covers():
     rng = np.random.default_rng(1)
     units = units_of(np.repeat(np.arange(11), 3))
