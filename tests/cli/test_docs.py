@@ -85,14 +85,17 @@ def test_make_targets_in_the_docs_exist():
             assert re.search(rf"^{name}:", makefile, flags=re.M), f"{page.name}: no target '{name}'"
 
 
-def test_the_example_of_an_own_model_captures(tmp_path):
+def test_the_how_to_for_an_own_model_runs_as_written(tmp_path, capsys):
     import numpy as np
 
     import vlascope as vs
 
-    ((_, text),) = [block for block in blocks("python") if "own-model" in block[0]]
     names: dict = {}
-    exec(compile(text, "own-model.md", "exec"), names)
+    texts = [text for page, text in blocks("python") if "own-model" in page]
+    assert len(texts) == 3
+    for text in texts:  # one after another, as a reader would
+        exec(compile(text, "own-model.md", "exec"), names)
+    assert "share on the image" in capsys.readouterr().out
     image = np.random.default_rng(0).integers(0, 255, (37, 53, 3), dtype=np.uint8)
     run = vs.capture(names["model"], vs.items([image]), sites="*", out=tmp_path / "run", quiet=True)
     assert {name: run.acts(name).shape for name in run.sites} == {"0": (784, 16), "2": (784, 32)}
