@@ -105,7 +105,7 @@ def test_bad_input(run: Run) -> None:
     with pytest.raises(InputError, match="no tokens of kind register"):
         cut(run, site, kinds=("register",))
     with pytest.raises(InputError):
-        cut(run, site, color="umap")
+        cut(run, site, color="rainbow")
     with pytest.raises(InputError, match="only"):
         cut(run, site, n_eig=100_000)
 
