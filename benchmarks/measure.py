@@ -41,7 +41,10 @@ def deafened(model: Model) -> Model:
     """Make all word embeddings equal, in place, so that prompts of one length are one prompt; return the model."""
     with torch.no_grad():
         words: Any = model.module.get_input_embeddings()  # type: ignore[operator]
-        rows = [3, *range(5, 48)]  # unknown and all words; not <s>, <image> and the action tokens
+        rows = [
+            3,
+            *range(7, 48),
+        ]  # unknown and all words, but not the frame "In: ... Out:" and the action tokens
         words.weight[rows] = words.weight[rows].mean(0, keepdim=True)
     return model
 
@@ -73,7 +76,7 @@ def main() -> None:
             one = probe(run, site="language.5", target=target, tokens="last", random_run=blank)
             print(one.test.line())
             results["probes"].append(one.to_json())
-        ahead = world_model(run, site="language.5", state_site="vision.5", horizons=(1, 3, 10), tokens="last")
+        ahead = world_model(run, site="language.5", state_site="vision.5", horizons=(2, 6, 10), tokens="last")
         print(ahead.verdict())
         results["world_model"] = ahead.to_json()
         first = [i for i in range(run.n_items) if run.items[i].step == 4][: n_episodes if args.quick else 40]

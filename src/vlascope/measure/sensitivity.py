@@ -288,7 +288,7 @@ def _ratios(moved: Mapping[str, NDArray[np.float64]], units: Units, *, seed: int
         n_units = len(np.unique(units.ids[both]))
         if n_units < MIN_ITEMS or not image[both].sum() > 0:
             reason = (
-                f"{n_units} independent {units.over}s; need at least {MIN_ITEMS}"
+                f"whole actions before and after for {n_units} independent {units.over}s; need at least {MIN_ITEMS}"
                 if n_units < MIN_ITEMS
                 else "another scene does not move the action either"
             )
