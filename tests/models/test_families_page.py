@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -39,3 +40,21 @@ def test_the_program_lists_every_family(capsys):
     text = capsys.readouterr().out
     assert "vlascope sites openvla/openvla-7b --trust-remote-code" in text
     assert "docs/families.md" in text
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(families()) - {"wrapped", "openpi", "openvla", "smolvla", "timm"})
+)
+def test_sites_of_every_family_from_its_configuration_alone(name, tmp_path, capsys):
+    """The others come with a library of their own, or with code: transformers cannot build them by their name."""
+    from vlascope.cli import main
+
+    model = script.tiny_models()[name][0]()
+    config = copy.deepcopy(model.module.config)
+    config.architectures = [type(model.module).__name__]
+    config.save_pretrained(tmp_path)
+    assert main(["sites", str(tmp_path), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["sites"]
+    assert [(row["site"], row["width"], row["module"]) for row in listed] == [
+        (site.name, site.width, site.module_path) for site in model.sites
+    ]
