@@ -141,7 +141,7 @@ def probe(
 
     Cost: 1 s for 1,000 items of 128 channels (ridge).
     """
-    names = (target,) if isinstance(target, str) else tuple(target)
+    names = [target] if isinstance(target, str) else list(target)
     if not names:
         raise InputError("got no target; name at least one label, or 'state'.")
     if kind == "auto":

@@ -159,7 +159,7 @@ def _ahead(
     place = {(int(ep), int(s)): i for i, (ep, s) in enumerate(zip(episode, step, strict=True))}
     pairs = [(i, place[ep, s + k]) for (ep, s), i in place.items() if (ep, s + k) in place]
     now, then = (np.array([p[j] for p in pairs], np.int64) for j in (0, 1))
-    units = units_of(episode[now], over="episode") if len(pairs) else Units(now, "episode")
+    units = units_of(episode[now].tolist(), over="episode") if len(pairs) else Units(now, "episode")
     if len(pairs) < MIN_PAIRS or units.n < MIN_UNITS:
         reason = (
             f"{len(pairs)} pairs of frames {k} steps apart in {units.n} episodes; need at least {MIN_PAIRS} in "
