@@ -29,6 +29,22 @@ def eigh_falling(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0), vectors.flip(1)
 
 
+def eigh_top(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest eigenvalues (falling) and eigenvectors [m, k] of a symmetric matrix, float64, on the CPU.
+
+    A few times faster than all of them when k is small against m.
+    """
+    from scipy.linalg import eigh
+
+    m = len(matrix)
+    if 4 * k > m:
+        values, vectors = eigh_falling(matrix)
+        return values[:k], vectors[:, :k]
+    symmetric = matrix.detach().to("cpu", torch.float64)
+    found = eigh(((symmetric + symmetric.T) / 2).numpy(), subset_by_index=[m - k, m - 1], driver="evr")
+    return torch.from_numpy(found[0][::-1].copy()), torch.from_numpy(found[1][:, ::-1].copy())
+
+
 def orthonormal(block: Tensor) -> Tensor:
     """Return an orthonormal basis of the columns of a tall block, [n, b].
 

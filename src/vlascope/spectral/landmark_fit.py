@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import landmarks as _landmarks
-from ._linalg import eigh_falling
+from ._linalg import eigh_falling, eigh_top
 from .affinity import MAX_SCALE_ROWS, Kernel
 from .balance import local, local_power, n_neighbors, uniform_weights
 from .fitted import Fitted, health_of, place, signs, unexplained
@@ -299,8 +299,8 @@ def _solve(gram: Tensor, total: Tensor, n_eig: int) -> tuple[Tensor, Tensor]:
     house = torch.eye(r, dtype=torch.float64) - 2 * torch.outer(reflect, reflect)
     rest = house[:, 1:]
     first = float(trivial @ gram @ trivial)
-    values, mix = eigh_falling(rest.T @ gram @ rest)
     n_found = min(n_eig - 1, r - 1)
+    values, mix = eigh_top(rest.T @ gram @ rest, max(n_found, 1))
     out_values = torch.zeros(n_eig, dtype=torch.float64)
     out = torch.zeros((r, n_eig), dtype=torch.float64)
     out_values[0], out[:, 0] = min(first, 1.0), trivial
