@@ -49,7 +49,7 @@ class NaveResult:
         return np.array([one.item for one in self.maps], np.int64)
 
     def boxes(self) -> list[NDArray[np.float64] | None]:
-        """Return the box of the object of each image in pixels, float64 [4], by the inner-box rule; None without one."""
+        """Return the object's box in each image, float64 [4] in pixels, by the inner-box rule; None without one."""
         out = []
         for one, labels in zip(self.maps, self.labels, strict=True):
             found = inner_segments(labels)
@@ -146,9 +146,14 @@ def composite(layers: Sequence[Sequence[PatchMap]]) -> list[PatchMap]:
         raise InputError("got no layers (or no images); name at least one site.")
     items = [one.item for one in layers[0]]
     if any([one.item for one in layer] != items for layer in layers):
-        raise InputError("the sites do not hold patches of the same images; give `items` that all of them have.")
+        raise InputError(
+            "the sites do not hold patches of the same images; give `items` that all of them have."
+        )
     scaled: list[list[NDArray[np.float32]]] = [[] for _ in items]
-    finest = [max((layer[i] for layer in layers), key=lambda one: one.grid[0] * one.grid[1]) for i in range(len(items))]
+    finest = [
+        max((layer[i] for layer in layers), key=lambda one: one.grid[0] * one.grid[1])
+        for i in range(len(items))
+    ]
     for layer in layers:
         mean, spread = _moments([one.rows_nd for one in layer])
         lives = spread > 1e-6 * max(float(np.abs(mean).max(initial=0)), float(spread.max(initial=0)), 1e-30)
