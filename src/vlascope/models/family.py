@@ -144,7 +144,7 @@ class Family(ABC):
         """
         import transformers
 
-        loader = cls.module_class(config) or transformers.AutoModel
+        loader = cls.module_class(config, source=name) or transformers.AutoModel
         return loader.from_pretrained(
             name,
             dtype=dtype,
@@ -155,8 +155,11 @@ class Family(ABC):
         )
 
     @classmethod
-    def module_class(cls, config: Any) -> Any:
-        """Return the class that a checkpoint's configuration names; None when transformers has no such class."""
+    def module_class(cls, config: Any, *, source: str, trust_remote_code: bool = False) -> Any:
+        """Return the class that a checkpoint's configuration names; None when transformers has no such class.
+
+        `source` (a folder or hub name) is where a class of the checkpoint's own comes from, if it is trusted.
+        """
         import transformers
 
         architectures = getattr(config, "architectures", None) or []

@@ -29,7 +29,8 @@ def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool 
     source, kind = _find(name)
     config = _read_config(name, source, kind, revision=revision, trust_remote_code=trust_remote_code)
     family = family_of(config.model_type, name=name)
-    cls = family.module_class(config)
+    with _explained(name, kind):
+        cls = family.module_class(config, source=source, trust_remote_code=trust_remote_code)
     with _explained(name, kind), torch.device("meta"):
         module = _built(cls, config, name=name, trust_remote_code=trust_remote_code)
     return Model(
@@ -49,7 +50,9 @@ def _built(cls: Any, config: Any, *, name: str, trust_remote_code: bool) -> nn.M
 
     try:
         if cls is not None:
-            return cls(config)
+            own = cls.config_class
+            # A family may take part of a larger checkpoint, whose configuration holds that part's.
+            return cls(config if isinstance(config, own) else own.from_dict(config.to_dict()))
         return transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     except (NotImplementedError, RuntimeError) as error:
         raise ModelNotFoundError(

@@ -18,6 +18,7 @@ from tests.models.standins import openvla
 from vlascope.errors import HookNotFiredError, InputError, ModelNotFoundError, SiteNotFoundError
 from vlascope.models import KINDS, Response, VLAPolicy, load
 from vlascope.models.actions import ActionFormatError
+from vlascope.models.skeleton import skeleton
 
 STATS = {
     "bridge_orig": {
@@ -259,6 +260,10 @@ def test_remote_code_loads_only_when_asked(tmp_path, tiny_models):
         load(tmp_path)
     model = load(tmp_path, trust_remote_code=True)
     assert model.family == "openvla" and model.fingerprint() == _model().fingerprint()
+    bare = skeleton(str(tmp_path), trust_remote_code=True)
+    assert [site.name for site in bare.sites] == [site.name for site in model.sites]
+    with pytest.raises(ModelNotFoundError, match="trust_remote_code=True"):
+        skeleton(str(tmp_path))
     item = tiny_models.item(61, 97, prompt="pick up the red object")
     letterboxed = load(_module(strategy="letterbox"), processor=_tokenizer())
     assert torch.equal(

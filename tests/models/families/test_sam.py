@@ -13,6 +13,7 @@ from tests.models.families.tiny_vision import build, item
 from tests.models.proof import check_family, prove_patch
 from vlascope.errors import InputError
 from vlascope.models import KINDS, load
+from vlascope.models.skeleton import skeleton
 from vlascope.models.windows import Windows
 
 SAM = {
@@ -214,6 +215,7 @@ def test_sam2_checkpoints_made_for_video_load_as_image_models(tmp_path):
     (tmp_path / "config.json").write_text(text.replace('"Sam2Model"', '"Sam2VideoModel"'))
     model = load(tmp_path)
     assert type(model.module).__name__ == "Sam2Model" and model.family == "sam2"
+    assert [site.name for site in skeleton(str(tmp_path)).sites] == [site.name for site in model.sites]
     batch = model.prepare(ITEMS[:1])
     got = model.capture(batch, "vision.4")["vision.4"][0]
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,19 +83,30 @@ class OpenVLAFamily(Family):
         dtype: torch.dtype | str,
         revision: str | None,
         trust_remote_code: bool,
+        placement: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[nn.Module, Mapping[str, Any]]:
         """Load the class that comes with the checkpoint: transformers 5 has no auto class for it any more."""
+        model_class = cls.module_class(
+            config, source=name, trust_remote_code=trust_remote_code, revision=revision
+        )
+        return model_class.from_pretrained(
+            name, dtype=dtype, revision=revision, output_loading_info=True, **placement
+        )
+
+    @classmethod
+    def module_class(
+        cls, config: Any, *, source: str, trust_remote_code: bool = False, revision: str | None = None
+    ) -> Any:
         references: Mapping[str, str] = getattr(config, "auto_map", None) or {}
         reference = references.get("AutoModelForVision2Seq") or references.get("AutoModelForImageTextToText")
         if reference is None or not trust_remote_code:
             raise ModelNotFoundError(
-                f"'{name}' runs code that comes with the checkpoint. If you trust its authors, load it with "
+                f"'{source}' runs code that comes with the checkpoint. If you trust its authors, load it with "
                 "trust_remote_code=True (`--trust-remote-code`)."
             )
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        model_class: Any = get_class_from_dynamic_module(reference, name, revision=revision)
-        return model_class.from_pretrained(name, dtype=dtype, revision=revision, output_loading_info=True)
+        return get_class_from_dynamic_module(reference, source, revision=revision)
 
     def use_dataset(self, name: str) -> None:
         self.bins = ActionBins.from_config(self.config, dataset=name)

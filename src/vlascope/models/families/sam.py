@@ -173,22 +173,13 @@ class Sam2Family(Family):
         self.module.get_submodule(self.root)(pixel_values=batch.inputs["pixel_values"])
 
     @classmethod
-    def load_module(
-        cls, name: str, *, config: Any, dtype: Any, revision: str | None, trust_remote_code: bool
-    ) -> tuple[nn.Module, Mapping[str, Any]]:
-        """Load the published checkpoints, made for video, as the image model that they contain."""
+    def module_class(cls, config: Any, *, source: str, trust_remote_code: bool = False) -> Any:
+        """Take the published checkpoints, made for video, as the image model that they contain."""
         if config.model_type != "sam2_video":
-            return super().load_module(
-                name,
-                config=config,
-                dtype=dtype,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-            )
+            return super().module_class(config, source=source, trust_remote_code=trust_remote_code)
         import transformers
 
-        loader: Any = transformers.Sam2Model
-        return loader.from_pretrained(name, dtype=dtype, revision=revision, output_loading_info=True)
+        return transformers.Sam2Model
 
     def _find_sites(self, backbone: Any) -> list[Site]:
         sites: list[Site] = []
