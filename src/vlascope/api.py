@@ -163,7 +163,8 @@ def cut(
     n_eig: int = 20,
     k: int | Sequence[int] = (5, 10, 25),
     kinds: Sequence[str] | None = None,
-    color: Literal["tsne", "pca", "umap", "mspace"] = "tsne",
+    color: Literal["tsne", "umap", "mspace", "pca"] = "tsne",
+    color_space: Literal["rgb", "oklab"] = "rgb",
     affinity: Literal["rbf", "cosine"] = "rbf",
     density: float = 0.05,
     seed: int = 0,
@@ -182,7 +183,8 @@ def cut(
         k: Numbers of clusters.
         kinds: Kinds of tokens that are cut, e.g. ("patch", "text"); None takes the default of
             `vlascope.spectral.cut.cut_run`.
-        color: How eigenvectors become colours.
+        color: How eigenvectors become colours, see `vlascope.palette.Palette.fit`.
+        color_space: "rgb" is vivid; in "oklab" equal steps look equal.
         affinity: How alike two tokens are.
         density: Mean affinity that the scale is set to; lower is more local.
         seed: Seed of everything random.
@@ -205,6 +207,7 @@ def cut(
         n_eig=n_eig,
         k=(k,) if isinstance(k, int) else tuple(k),
         color=color,
+        color_space=color_space,
         affinity=affinity,
         density=density,
         seed=seed,

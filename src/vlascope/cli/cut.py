@@ -33,8 +33,10 @@ class Args(Common):
     """how alike two tokens are"""
     density: float = 0.05
     """mean affinity aimed at; lower is more local"""
-    color: Literal["tsne", "pca", "umap", "mspace"] = "tsne"
+    color: Literal["tsne", "umap", "mspace", "pca"] = "tsne"
     """how eigenvectors become colours"""
+    color_space: Literal["rgb", "oklab"] = "rgb"
+    """rgb is vivid; in oklab equal steps look equal"""
     seed: int = 0
     """seed of everything random"""
     items: int = 8
@@ -62,6 +64,7 @@ def run(args: Args) -> int:
             affinity=args.affinity,
             density=args.density,
             color=args.color,
+            color_space=args.color_space,
             seed=args.seed,
             engine=engine,
         )

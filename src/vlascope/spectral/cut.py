@@ -161,6 +161,7 @@ def cut_run(
     kinds: Sequence[str] = DEFAULT_KINDS,
     seed: int = 0,
     color: str = "tsne",
+    color_space: str = "rgb",
     affinity: str = "rbf",
     density: float = 0.05,
     landmarks: str | int = "auto",
@@ -184,6 +185,7 @@ def cut_run(
         kinds: Kinds of tokens that are cut.
         seed: Seeds landmarks, anchors, start vectors and the palette. Same run, parameters and seed = same bits.
         color: Palette method, see `Palette.fit`.
+        color_space: "rgb" (vivid) or "oklab" (equal steps look equal), see `Palette.fit`.
         affinity: "rbf" or "cosine".
         density: Mean affinity between two tokens.
         landmarks: "auto" or their number, see `NystromNCut`.
@@ -216,6 +218,7 @@ def cut_run(
         "kinds": list(kinds),
         "seed": int(seed),
         "color": color,
+        "color_space": color_space,
         "affinity": affinity,
         "density": float(density),
         "landmarks": landmarks,
@@ -245,7 +248,7 @@ def cut_run(
     eigvecs = ncut.fit_transform(features)
     groups = kway(eigvecs, levels, method=method, seed=seed)
     eigvecs = np.ascontiguousarray(eigvecs[:, : int(n_eig)])
-    palette = Palette.fit(eigvecs, method=color, seed=seed)
+    palette = Palette.fit(eigvecs, method=color, space=color_space, seed=seed)
     saved = {
         "schema": SCHEMA,
         "params": params,

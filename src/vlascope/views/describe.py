@@ -108,6 +108,7 @@ _SETTINGS = (
     ("n_eig", "n_eig"),
     ("seed", "seed"),
     ("colours", "color"),
+    ("colour space", "color_space"),
 )
 
 

@@ -289,6 +289,7 @@ class _Builder:
             ("n_eig", "--n-eig"),
             ("density", "--density"),
             ("color", "--color"),
+            ("color_space", "--color-space"),
             ("seed", "--seed"),
         ):
             if cut.params.get(key) is not None:
