@@ -78,6 +78,24 @@ VERBS = (
         "vlascope sensitivity mini-vla demo:pick",
     ),
     Verb(
+        "nave",
+        "cluster patches by several depths at once, per image or jointly",
+        "nave",
+        "vlascope nave runs/first --k 3 5 8",
+    ),
+    Verb(
+        "eval",
+        "score segmentation and localisation methods against masks, boxes, outlines",
+        "evaluate",
+        "vlascope eval runs/coco --truth coco:data/coco",
+    ),
+    Verb(
+        "concepts",
+        "which nouns and verbs of captions a layer can find in other images",
+        "concepts",
+        "vlascope concepts runs/coco",
+    ),
+    Verb(
         "label",
         "list episodes, record success, failure or drop, write out those to keep",
         "label",

@@ -1,9 +1,19 @@
 """What the pictures mean, in numbers with their controls and intervals."""
 
 from .association import AssociationResult, associate, association
+from .concepts import ConceptResult, concepts, rank_words
 from .crossfit import Question, separability
 from .layers import LayerAgreement, layer_agreement
+from .localise import Evaluation, evaluate
 from .multiple import benjamini_hochberg
+from .nave import NaveResult, nave
+from .nave_checks import (
+    nave_layers,
+    nave_sweep,
+    outlier_patches,
+    watermark_saturation,
+    with_watermark,
+)
 from .overlap import OverlapResult, best_overlap, best_overlap_iou, paired_interval
 from .pooling import Pooled, pool_items, pool_regions
 from .probes import ProbeResult, probe, probe_arrays
@@ -20,9 +30,24 @@ from .result import Result, adjusted, cannot_say
 from .scores import ari, nmi, silhouette
 from .sensitivity import CHANGES, SensitivityResult, sensitivity
 from .trace import LayerTrace, TraceResult, compare_traces, trace
+from .truth import Truth, read_truth
 from .world_model import WorldModelResult, world_model
 
 __all__ = [
+    "ConceptResult",
+    "concepts",
+    "rank_words",
+    "Evaluation",
+    "evaluate",
+    "NaveResult",
+    "nave",
+    "nave_layers",
+    "nave_sweep",
+    "outlier_patches",
+    "watermark_saturation",
+    "with_watermark",
+    "Truth",
+    "read_truth",
     "CHANGES",
     "ProbeResult",
     "SensitivityResult",

@@ -142,9 +142,15 @@ def concepts(
         controls["random weights"] = pool_items(random_run, site, tokens=tokens).of_items(items)
     features = pool_items(run, site, tokens=tokens).of_items(items)
     return rank_words(
-        features, words, run_units(run, items), site=site, controls=controls, center=center,
-        n_permutations=n_permutations, seed=seed,
-    )  # fmt: skip
+        features,
+        words,
+        run_units(run, items),
+        site=site,
+        controls=controls,
+        center=center,
+        n_permutations=n_permutations,
+        seed=seed,
+    )
 
 
 def rank_words(
@@ -248,7 +254,7 @@ def rank_words(
                 p=test.p,
                 details=details,
                 **shared,
-            )  # fmt: skip
+            )
         )
     means = {
         kind: _mean_over(kind, words.kinds, value, chance, drawn, seen, null, others, shared)

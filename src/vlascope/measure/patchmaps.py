@@ -133,3 +133,37 @@ def pixel_maps(run: Run, maps: Sequence[PatchMap], *, side: int = 8) -> list[Pat
         pixels = patch_pixels(run, np.full(len(box), one.item), box, side=side)
         out.append(PatchMap(one.item, pixels.reshape(*one.grid, -1), one.box, one.size_hw))
     return out
+
+
+def spread_sites(run: Run, patterns: Sequence[str] | None = None, *, n: int = 4) -> tuple[str, ...]:
+    """Return sites with patches: those that match, or up to `n` residual streams spread over the depth.
+
+    Without patterns the sites are taken from the first token layouts that hold patches and no text (the vision
+    tower), the last one always among them.
+
+    Raises:
+        InputError: no site has patches.
+        SiteNotFoundError: a pattern matches nothing.
+    """
+    from ..models.sites import TENSORS, Site, resolve
+
+    known = [
+        Site(
+            name=s,
+            module_path="",
+            layout=about.layout,
+            tensor=t if (t := s.rsplit(".", 1)[-1]) in TENSORS else "out",
+        )
+        for s, about in run.sites.items()
+    ]
+    if patterns is not None:
+        return tuple(s.name for s in resolve(list(patterns), sites=known, model_name=str(run.path)))
+    patch, text = KINDS.index("patch"), KINDS.index("text")
+    kinds = {layout: set(np.unique(run.tokens(layout).kind).tolist()) for layout in {s.layout for s in known}}
+    seen = [s for s in known if patch in kinds[s.layout]]
+    pure = [s for s in seen if text not in kinds[s.layout]] or seen
+    chosen = [s.name for s in pure if s.tensor == "out"] or [s.name for s in pure]
+    if not chosen:
+        raise InputError("no site of this run has patches; capture layers of a vision tower.")
+    places = np.unique(np.linspace(0, len(chosen) - 1, min(n + 1, len(chosen))).round().astype(int))
+    return tuple(chosen[int(i)] for i in (places[1:] if len(places) > n else places))

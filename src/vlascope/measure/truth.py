@@ -172,9 +172,11 @@ def _from_davis(run: Run, folder: Path) -> Truth:
                     raise ItemError(f"'{path}' has colours; need a palette or grey PNG (0 = background).")
                 _check_size(mask.shape, row.image_sizes[0], path)
                 images[row.index] = ImageTruth(
-                    foreground=mask > 0, boxes=_boxes_of((mask > 0).astype(int) - 1),
-                    is_ignored=np.zeros(int((mask > 0).any()), bool), is_crowd=np.zeros(int((mask > 0).any()), bool),
-                )  # fmt: skip
+                    foreground=mask > 0,
+                    boxes=_boxes_of((mask > 0).astype(int) - 1),
+                    is_ignored=np.zeros(int((mask > 0).any()), bool),
+                    is_crowd=np.zeros(int((mask > 0).any()), bool),
+                )
                 videos.append(path.parent.name)
                 break
     truth = _truth(run, f"DAVIS ({folder.name})", images, (), folder)
