@@ -177,6 +177,19 @@ class Run:
             )
         return read_image(self._media_path(row, row.media[number]))
 
+    def media_path(self, item: int, camera: int = 0) -> Path:
+        """Return the file of an item's image, for those that pass its bytes on.
+
+        Raises:
+            InputError: no such item or camera.
+        """
+        row = self._row(item)
+        if not 0 <= camera < len(row.media):
+            raise InputError(
+                f"item '{row.item_id}' has no camera {camera}; it has: {', '.join(row.cameras)}."
+            )
+        return self._media_path(row, row.media[camera])
+
     def mask(self, item: int, name: str = "segmentation") -> NDArray[np.integer] | None:
         """Return an integer map [h, w] in the pixels of the item's first camera; None when it has no such mask."""
         row = self._row(item)

@@ -1,0 +1,327 @@
+"""A run opened for the page: its cut, its colours, its features, and what the page is told about it."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError, SiteNotFoundError
+from ..files import content_hash
+from ..views.choose import episodes_of, outcome_text
+from ..views.describe import footer, health_value, model_name, picture_params, plain, sampled_share
+from ..views.robot import answer_text, episode_track
+from ..views.style import css_color
+from ..views.tokens import TokenIndex
+from .colors import ColorBook
+from .layouts import layout_json
+from .similarity import ConceptRows, SiteFeatures
+
+if TYPE_CHECKING:
+    from ..runs import Run
+    from ..spectral.cut import CutResult
+
+
+class RunBook:
+    """Everything that the page asks of one run.
+
+    Args:
+        cut: The run's cut; in a comparison, its share of the cut of both runs.
+        number: 0 for the first run, 1 for the second.
+    """
+
+    def __init__(self, cut: CutResult, *, number: int = 0) -> None:
+        self.cut, self.run, self.number = cut, cut.run, number
+        self.index = TokenIndex(cut)
+        self.colors = ColorBook(cut)
+        self.concepts = ConceptRows(cut.eigvecs)
+        self.features = {site: SiteFeatures(self.run, site) for site in cut.sites}
+        self.key = content_hash([self.run.info.get("content_sha256"), cut.path.name, number])
+        self._word_rgb: Any = None
+        self._lock = threading.Lock()
+
+    # ---- what the page is told -----------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """Return the run as the page sees it, JSON-able: sites, numbers of clusters, colours, parameters."""
+        cut, index = self.cut, self.index
+        params = picture_params(
+            cut, view="app", sites=cut.sites, site=cut.sites[0], k=max(cut.labels), items=()
+        )
+        patch_sites = set(index.patch_sites())
+        return {
+            "key": self.key,
+            "name": self.run.path.name or str(self.run.path),
+            "model": model_name(self.run),
+            "n_items": self.run.n_items,
+            "n_tokens": sum(len(p.token_rows) for p in cut.parts.values()),
+            "sites": [
+                {
+                    "name": name,
+                    "layout": part.layout,
+                    "n": len(part.token_rows),
+                    "width": self.run.site(name).width,
+                    "patches": name in patch_sites,
+                    "words": index.has_words(name),
+                }
+                for name, part in cut.parts.items()
+            ],
+            "default_site": index.default_site() if patch_sites else cut.sites[-1],
+            "ks": sorted(cut.labels),
+            "n_eig": int(cut.eigvecs.shape[1]),
+            "eigenvalues": [round(float(v), 6) for v in cut.eigenvalues],
+            "method": cut.params["color"],
+            "colors": {
+                str(k): [css_color(tuple(c)) for c in cut.cluster_colors(k).tolist()]
+                for k in sorted(cut.labels)
+            },
+            "sampled_share": sampled_share(cut),
+            "notes": [str(n) for n in health_value(cut, "notes") or ()],
+            "n_failed": int(self.run.info.get("n_failed") or 0),
+            "footer": footer(params),
+        }
+
+    @cached_property
+    def items(self) -> dict[str, Any]:
+        """What the page lists: for every item its id, episode, step, time, prompt, cameras, answer and outcome."""
+        prompts: dict[str | None, int] = {}
+        rows = []
+        for row in self.run.items:
+            said = answer_text(self.run, row.index)
+            known = row.labels.get("success") is not None
+            rows.append(
+                {
+                    "id": row.item_id,
+                    "unit": unit_id(row.item_id, row.episode),
+                    "episode": row.episode,
+                    "step": row.step,
+                    "time": row.time_secs,
+                    "prompt": prompts.setdefault(row.prompt, len(prompts)),
+                    "cameras": list(row.cameras),
+                    "sizes": [[int(h), int(w)] for h, w in row.image_sizes],
+                    "answer": said,
+                    "outcome": outcome_text(row.labels) if known else None,
+                    "success": bool(row.labels["success"]) if known else None,
+                }
+            )
+        return {"prompts": list(prompts), "items": rows}
+
+    def episode(self, number: int) -> dict[str, Any]:
+        """Return the time line of an episode: items, steps, times, actions, states, events.
+
+        Raises:
+            InputError: no such episode.
+        """
+        held = episodes_of(self.run)
+        if number not in held:
+            raise InputError("there is no such episode in this run.")
+        track = episode_track(self.run, episode=number, items=held[number])
+        states = [self.run.items[i].state for i in held[number]]
+        has_states = all(s is not None for s in states) and len({np.shape(s) for s in states}) == 1
+        moves = track.moves_cm
+        closed = track.gripper_closed
+        if moves is not None:
+            series = [
+                {"name": f"{axis} (cm)", "values": _numbers(moves[:, i])} for i, axis in enumerate("xyz")
+            ]
+        elif track.action is not None:
+            series = [
+                {"name": name, "values": _numbers(track.action[:, i])}
+                for i, name in enumerate(track.action_names)
+            ]
+        else:
+            series = []
+        return {
+            "episode": number,
+            "items": list(track.items),
+            "steps": list(track.steps),
+            "times": [None if not np.isfinite(t) else t for t in track.times],
+            "prompt": track.prompt,
+            "source": track.source,
+            "actions": series,
+            "closed": None if closed is None else [bool(c) for c in closed],
+            "states": (
+                [
+                    {"name": f"state {i}", "values": _numbers(np.array([s[i] for s in states]))}  # type: ignore[index]
+                    for i in range(min(8, len(states[0])))  # type: ignore[arg-type]
+                ]
+                if has_states
+                else []
+            ),
+            "events": [{"name": name, "step": step} for name, step in track.events],
+            "labels": plain(
+                {k: v for k, v in track.labels.items() if isinstance(v, str | int | float | bool)}
+            ),
+        }
+
+    def layout(self, name: str) -> dict[str, Any]:
+        """Return where the tokens of a layout lie, see `layout_json`; kept after the first time.
+
+        Raises:
+            InputError: the cut holds no such layout.
+        """
+        if name not in {part.layout for part in self.cut.parts.values()}:
+            raise InputError("there is no such layout in this cut.")
+        with self._lock:
+            if name not in self._layouts:
+                self._layouts[name] = layout_json(self.cut, self.index, name)
+            return self._layouts[name]
+
+    @cached_property
+    def _layouts(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def site(self, name: str) -> str:
+        """Return `name`, or raise `SiteNotFoundError` when the cut does not hold it."""
+        if name not in self.cut.parts:
+            raise SiteNotFoundError(f"this cut has no site '{name}'; it holds {', '.join(self.cut.sites)}.")
+        return name
+
+    def labels(self, site: str, k: int) -> np.ndarray:
+        """Return the cluster of each token of a site, uint8 or uint16 [m].
+
+        Raises:
+            InputError: the cut holds no such k.
+        """
+        if k not in self.cut.labels:
+            raise InputError(f"this cut holds k = {', '.join(map(str, self.cut.labels))}, not {k}.")
+        values = self.cut.labels[k][self.cut.parts[site].rows]
+        return values.astype(np.uint8 if k <= 256 else np.uint16)
+
+    def word_rgb(self, site: str) -> np.ndarray | None:
+        """Return the colours of a site's tokens in a cut of the words alone, uint8 [m, 3]; None where there is none.
+
+        Among all patches of a run, words come out almost in one colour; see `vlascope.spectral.words`. A comparison
+        has one cut of everything, and no other.
+        """
+        from ..spectral.words import cut_words
+        from ..views.words import word_colors
+
+        if self.is_compared:
+            return None
+        with self._lock:
+            if self._word_rgb is None:
+                words = cut_words(self.cut)
+                self._word_rgb = (words is not None, None if words is None else word_colors(self.cut, words))
+        has, rgb = self._word_rgb
+        return rgb[self.cut.parts[site].rows] if has else None
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the cut spans two runs."""
+        return self.cut.path.name.startswith("compare-")
+
+    def row_at(self, site: str, token: int) -> int:
+        """Return the row of the cut of a site's token.
+
+        Raises:
+            InputError: no such token.
+        """
+        rows = self.cut.parts[site].rows
+        if not 0 <= token < rows.stop - rows.start:
+            raise InputError(f"site '{site}' has no token {token} in this cut.")
+        return rows.start + token
+
+    def place(self, site: str, token: int) -> Place:
+        """Return what a token stands for, so that other layers and runs can be asked for theirs."""
+        part = self.cut.parts[site]
+        row = int(part.token_rows[token])
+        table = self.run.tokens(part.layout)
+        x0, y0, x1, y1 = (float(v) for v in table.box[row])
+        return Place(
+            item_id=self.run.items[int(table.item[row])].item_id,
+            layout=part.layout,
+            position=int(table.position[row]),
+            camera=int(table.camera[row]),
+            center_xy=None if np.isnan(x0) else ((x0 + x1) / 2, (y0 + y1) / 2),
+        )
+
+    def token_at(self, place: Place, site: str) -> int | None:
+        """Return the token of a site that stands for a place; None where there is none.
+
+        A patch is matched with the patch of the same item and camera whose centre is nearest, a word with the token
+        at the same position of a layout of the same name.
+        """
+        item = self._item_of.get(place.item_id)
+        if item is None:
+            return None
+        part = self.cut.parts[site]
+        index, rows = self.index.rows_of(site, item)
+        table = self.run.tokens(part.layout)
+        if place.center_xy is None:
+            found = (
+                index[table.position[rows] == place.position] if part.layout == place.layout else index[:0]
+            )
+            return int(found[0]) - part.rows.start if len(found) else None
+        keep = ~np.isnan(table.box[rows, 0]) & (table.camera[rows] == place.camera)
+        if not keep.any():
+            return None
+        gap = table.box[rows[keep]].reshape(-1, 2, 2).mean(1) - np.asarray(place.center_xy)
+        return int(index[keep][int(np.square(gap).sum(1).argmin())]) - part.rows.start
+
+    @cached_property
+    def _item_of(self) -> dict[str, int]:
+        return {row.item_id: row.index for row in self.run.items}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a token stands for, whatever the layer: a point of an image, or a position in a sequence.
+
+    Attributes:
+        item_id: Id of the item.
+        layout: Name of its token layout.
+        position: Its place in the item's sequence.
+        camera: Index of the image; -1 for words.
+        center_xy: Centre of the patch in pixels of the image; None for words.
+    """
+
+    item_id: str
+    layout: str
+    position: int
+    camera: int
+    center_xy: tuple[float, float] | None
+
+
+def unit_id(item_id: str, episode: int | None) -> str:
+    """Return what is reviewed as a whole: the episode of a frame ("ep0003"), or the image itself."""
+    if episode is None:
+        return item_id
+    found = re.match(r"(.*ep\d+)/\d+$", item_id)
+    return found[1] if found else item_id.rsplit("/", 1)[0] if "/" in item_id else f"ep{episode:04d}"
+
+
+def _numbers(values: Any) -> list[float]:
+    return [round(float(v), 5) if np.isfinite(v) else 0.0 for v in values]
+
+
+def open_books(runs: Sequence[Run | Path | str], *, seed: int = 0) -> list[RunBook]:
+    """Return one or two runs ready for the page; makes a cut where a run has none, and one of both where two are given.
+
+    Args:
+        runs: One or two runs, or their paths.
+        seed: Seed of a cut that is made here.
+
+    Raises:
+        InputError: no run or more than two; two runs that share no item.
+        RunNotFoundError, RunIncompleteError: a path is no run.
+
+    Cost: that of a cut when there is none yet (`vlascope cut`), once.
+    """
+    from .. import api
+    from ..views.report import find_cut
+    from .compare import compare_cuts
+
+    if not 1 <= len(runs) <= 2:
+        raise InputError(f"got {len(runs)} runs; the app shows one, or compares two.")
+    opened = [api.open_run(run) if isinstance(run, str | Path) else run for run in runs]
+    cuts = [find_cut(run) or api.cut(run, seed=seed).result for run in opened]
+    if len(cuts) == 2:
+        cuts = list(compare_cuts(cuts[0], cuts[1]))
+    return [RunBook(cut, number=number) for number, cut in enumerate(cuts)]

@@ -1,0 +1,270 @@
+"""Which tokens are like a clicked one: exact cosines over memory maps, and a small sketch for many layers at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..files import storage_errors, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..runs import Run
+
+SKETCH_WIDTH = 32
+"""Numbers per token in the sketch."""
+
+SAMPLE_ROWS = 4096
+"""Tokens that the mean and the axes of the sketch are measured on, evenly spread over the site."""
+
+CHUNK_ROWS = 8192
+EXACT_BYTES = 256 * 2**20
+"""Up to so many bytes of activations in all, every layer is compared exactly; above, by its sketch."""
+
+_SCHEMA = 1
+
+
+class SiteFeatures:
+    """The activations of one site, ready to be compared with any one token of it.
+
+    Tokens are compared by the cosine of their activations after the site's mean is taken away (without that, a
+    direction that all tokens share makes them all alike). The mean, the lengths and the sketch are measured in one
+    pass and kept in the run (`derived/sketch-...`); activations stay on disk and are read through memory maps.
+
+    Args:
+        run: The run.
+        site: One of its sites.
+    """
+
+    def __init__(self, run: Run, site: str) -> None:
+        self.run, self.site = run, site
+        self.acts = run.acts(site)
+        self.n_bytes = self.acts.shape[0] * self.acts.shape[1] * (4 if self._dtype == "float32" else 2)
+        self._lock = threading.Lock()
+        self._measured: _Measured | None = None
+
+    @property
+    def _dtype(self) -> str:
+        return self.run.site(self.site).dtype
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its mean, lengths and sketch are measured."""
+        return self._measured is not None
+
+    def prepare(self) -> _Measured:
+        """Return what is measured of the site; measures it the first time, or reads it from the run.
+
+        Raises:
+            StorageError: the run's folder cannot be written.
+
+        Cost: one pass over the activations, about 1 s for 150,000 x 768; then none.
+        """
+        with self._lock:
+            if self._measured is None:
+                params = {"schema": _SCHEMA, "site": self.site, "width": SKETCH_WIDTH, "sample": SAMPLE_ROWS}
+                folder = self.run.derived_dir("sketch", params)
+                if not (folder / "params.json").is_file():
+                    self._measure(folder, params)
+                self._measured = _Measured.load(folder)
+            return self._measured
+
+    def exact(self, row: int) -> NDArray[np.float32]:
+        """Return the cosine of every token of the site with one of them, float32 [n] in [-1, 1]; NaN-free.
+
+        Args:
+            row: Row of `run.acts(site)`.
+
+        Raises:
+            InputError: no such row.
+
+        Cost: one pass over the stored activations.
+        """
+        import torch
+
+        known = self.prepare()
+        query, length = self._query(row, known)
+        mean = torch.from_numpy(known.mean)
+        parts: list[NDArray[np.float32]] = []
+        for block in self.acts.stored_blocks():
+            x = _tensor(block, self._dtype)
+            # q is rounded to the stored type, so the same rounded q must multiply the mean. The constant goes into
+            # the sum before the result is rounded: then the error is relative to the centred product.
+            q = query.to(x.dtype)
+            offset = (-(mean @ q.float())).to(x.dtype)
+            left = float(-(mean @ q.float()) - offset.float())
+            product = torch.addmv(offset.expand(len(x)), x, q).float() + left
+            parts.append(product.numpy())
+        return _cosine(np.concatenate(parts), known.norms, length)
+
+    def sketched(self, row: int) -> NDArray[np.float32]:
+        """Return the same cosines, estimated from the sketch, float32 [n].
+
+        Cost: one pass over 32 numbers per token.
+        """
+        known = self.prepare()
+        self._check(row)
+        own = np.asarray(known.sketch[row], np.float32)
+        return np.clip(np.asarray(known.sketch @ own, np.float32), -1, 1)
+
+    def _check(self, row: int) -> None:
+        if not 0 <= row < len(self.acts):
+            raise InputError(f"site '{self.site}' has no token {row}; it has {len(self.acts)}, from 0 on.")
+
+    def _query(self, row: int, known: _Measured) -> tuple[torch.Tensor, float]:
+        import torch
+
+        self._check(row)
+        centred = self.acts[row].astype(np.float32) - known.mean
+        length = float(np.linalg.norm(centred))
+        return torch.from_numpy(centred / max(length, 1e-30)), 1.0
+
+    def _measure(self, folder: Path, params: dict[str, Any]) -> None:
+        import torch
+
+        n, width = self.acts.shape
+        index = np.unique(np.linspace(0, n - 1, min(n, SAMPLE_ROWS)).astype(np.int64))
+        sample = torch.from_numpy(self.acts[index].astype(np.float32))
+        mean = sample.mean(0)
+        unit = sample - mean
+        unit /= unit.norm(dim=1, keepdim=True).clamp_(min=1e-30)
+        _, vectors = torch.linalg.eigh((unit.T @ unit).double())
+        axes = vectors.flip(1)[:, : min(SKETCH_WIDTH, width)].float().contiguous()
+        with storage_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            try:
+                os.chmod(work, 0o755)
+                norms = np.empty(n, np.float32)
+                shape = (n, axes.shape[1])
+                sketch = np.lib.format.open_memmap(
+                    work / "sketch.npy", mode="w+", dtype=np.float32, shape=shape
+                )
+                at = 0
+                for block in self.acts.stored_blocks():
+                    for start in range(0, len(block), CHUNK_ROWS):
+                        x = _tensor(block[start : start + CHUNK_ROWS], self._dtype).float() - mean
+                        length = x.norm(dim=1)
+                        norms[at : at + len(x)] = length.numpy()
+                        sketch[at : at + len(x)] = ((x @ axes) / length.clamp(min=1e-30)[:, None]).numpy()
+                        at += len(x)
+                sketch.flush()
+                del sketch
+                np.save(work / "norms.npy", norms, allow_pickle=False)
+                np.save(work / "mean.npy", mean.numpy(), allow_pickle=False)
+                write_json(work / "params.json", params)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                os.replace(work, folder)
+            except BaseException:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The mean of a site, the length of each token's difference from it, and the sketch (a memory map)."""
+
+    mean: NDArray[np.float32]
+    norms: NDArray[np.float32]
+    sketch: NDArray[np.float32]
+
+    @classmethod
+    def load(cls, folder: Path) -> _Measured:
+        return cls(
+            mean=np.load(folder / "mean.npy", allow_pickle=False),
+            norms=np.load(folder / "norms.npy", allow_pickle=False),
+            sketch=np.load(folder / "sketch.npy", mmap_mode="r", allow_pickle=False),
+        )
+
+
+class ConceptRows:
+    """The eigenvectors of a cut, ready to be compared with any one token of it, at whatever layer.
+
+    Args:
+        eigvecs: float32 [n, k], of all sites (and runs) that were cut together; a memory map stays one.
+    """
+
+    def __init__(self, eigvecs: NDArray[np.float32]) -> None:
+        self.eigvecs = eigvecs
+        self.norms = lru_cache(maxsize=4)(self._norms)
+
+    def cosine(self, row: int, *, n_eig: int, rows: slice) -> NDArray[np.float32]:
+        """Return the cosine of the first `n_eig` eigenvectors of some tokens with those of one, float32 [m].
+
+        Args:
+            row: Row of the cut.
+            n_eig: How many eigenvectors count, 1..k.
+            rows: Which tokens.
+
+        Raises:
+            InputError: no such row, or another number of eigenvectors.
+        """
+        n, k = self.eigvecs.shape
+        if not 0 <= row < n:
+            raise InputError(f"the cut has no token {row}; it has {n}, from 0 on.")
+        if not 1 <= n_eig <= k:
+            raise InputError(f"got {n_eig} eigenvectors; the cut has 1 to {k}.")
+        query = np.zeros(k, np.float32)
+        query[:n_eig] = self.eigvecs[row, :n_eig]
+        return _cosine(self.eigvecs[rows] @ query, self.norms(n_eig)[rows], float(np.linalg.norm(query)))
+
+    def _norms(self, n_eig: int) -> NDArray[np.float32]:
+        out = np.empty(len(self.eigvecs), np.float32)
+        for start in range(0, len(out), CHUNK_ROWS):
+            out[start : start + CHUNK_ROWS] = np.linalg.norm(
+                self.eigvecs[start : start + CHUNK_ROWS, :n_eig], axis=1
+            )
+        return out
+
+
+def rank_correlation(a: NDArray[np.float32], b: NDArray[np.float32], *, n: int = 4096) -> float:
+    """Return Spearman's rank correlation of two estimates, on at most `n` evenly spread tokens."""
+    index = np.unique(np.linspace(0, len(a) - 1, min(n, len(a))).astype(np.int64))
+    x, y = (np.argsort(np.argsort(v[index])).astype(np.float64) for v in (a, b))
+    if len(index) < 3:
+        return 1.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def to_bytes(cosine: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return cosines as uint8: 0 for 0 and below (unlike), 255 for 1 (alike)."""
+    return np.round(np.clip(np.nan_to_num(cosine), 0, 1) * 255).astype(np.uint8)
+
+
+def _cosine(product: NDArray[np.float32], norms: NDArray[np.float32], length: float) -> NDArray[np.float32]:
+    return np.clip(product / np.maximum(norms * length, 1e-30), -1, 1)
+
+
+def _tensor(block: NDArray[Any], dtype: str) -> torch.Tensor:
+    """Return a block of a memory map as a tensor of its stored type, without a copy."""
+    import torch
+
+    _allow_read_only()
+    # bfloat16 is stored as uint16; int16 has the same bits and is known to all releases of torch.
+    tensor = torch.from_numpy(block.view(np.int16) if dtype == "bfloat16" else block)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+
+@lru_cache(maxsize=1)
+def _allow_read_only() -> None:
+    """Let torch say once, unheard, that it may not write to a memory map; nobody here does."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        values = np.zeros(1, np.float32)
+        values.flags.writeable = False
+        torch.from_numpy(values)
