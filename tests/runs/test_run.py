@@ -100,6 +100,18 @@ def test_bfloat16_is_exact_and_rounds_like_torch() -> None:
     np.testing.assert_array_equal(got, torch.from_numpy(values).bfloat16().float().numpy())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_bad_value_is_found_and_large_ones_are_not_bad(dtype: str, value: float) -> None:
+    values = np.full((3, 7), 6e4 if dtype == "float16" else 3e38, np.float32)
+    values[1] *= -1
+    assert to_stored(values, dtype, what="x").shape == (3, 7)
+    assert to_stored(values[:0], dtype, what="x").shape == (0, 7)
+    values[2, 5] = value
+    with pytest.raises(InputError, match="1 of 3 tokens"):
+        to_stored(values, dtype, what="x")
+
+
 def test_verify_names_every_kind_of_damage(run: Run) -> None:
     assert run.verify().ok and run.verify().n_blocks == 4
     chunk = run.path / "acts.zarr" / "vision.0" / "000001" / "c" / "0" / "0"

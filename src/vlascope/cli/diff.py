@@ -34,6 +34,10 @@ def run(args: Args) -> int:
     for where, sites in ((args.a, found.sites_only_a), (args.b, found.sites_only_b)):
         if sites:
             lines.append(f"{len(sites)} sites only in {where}: {_few(sites)}")
+    if found.items:
+        lines.append(
+            f"{len(found.items)} items with other facts (labels, state, boxes, ...): {_few(found.items)}"
+        )
     if found.answers:
         lines.append(f"{len(found.answers)} answers differ: {_few(found.answers)}")
     rows = []

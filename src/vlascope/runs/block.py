@@ -17,6 +17,7 @@ from ..items.item import Item
 from ..models.layout import TokenLayout
 from . import paths
 from .arrays import ArrayWriter, chunk_path, itemsize, site_folder
+from .checksum import is_intact
 from .media import encode_item
 from .tables import (
     item_record,
@@ -28,7 +29,7 @@ from .tables import (
     write_table,
 )
 
-MARKER_VERSION = 1
+MARKER_VERSION = 2
 
 
 class BlockWriter:
@@ -181,27 +182,27 @@ def block_problems(
     block = marker["block"]
     problems = []
 
-    def compare(path: Path, sha256: str, n_bytes: int | None = None) -> None:
+    def compare(path: Path, entry: Mapping[str, Any], n_bytes: int | None = None) -> None:
         shown = path.relative_to(run_dir)
         if not path.exists():
             problems.append(f"block {block}: {shown} is missing")
         elif n_bytes is not None and path.stat().st_size != n_bytes:
             problems.append(f"block {block}: {shown} has {path.stat().st_size} bytes, expected {n_bytes}")
-        elif checksums and file_hash(path) != sha256:
+        elif checksums and not is_intact(path, entry):
             problems.append(f"block {block}: {shown} has changed (checksum differs)")
 
     for site, entry in marker["arrays"].items():
         n_bytes = entry["shape"][0] * entry["shape"][1] * itemsize(entry["dtype"])
         folder = paths.array_dir(run_dir, site, block)
         if n_bytes:
-            compare(chunk_path(folder), entry["sha256"], n_bytes)
+            compare(chunk_path(folder), entry, n_bytes)
         if not (folder / "zarr.json").exists():
             problems.append(f"block {block}: {(folder / 'zarr.json').relative_to(run_dir)} is missing")
     for name, sha256 in marker["media"].items():
-        compare(paths.media_dir(run_dir, block) / name, sha256)
+        compare(paths.media_dir(run_dir, block) / name, {"sha256": sha256})
     if with_parts:
         for name, sha256 in marker["tables"].items():
-            compare(paths.parts_dir(run_dir, block) / f"{name}.parquet", sha256)
+            compare(paths.parts_dir(run_dir, block) / f"{name}.parquet", {"sha256": sha256})
     return problems
 
 

@@ -1,9 +1,9 @@
-"""Comparing two runs: what was asked, which items, how far apart the tokens are, which answers changed."""
+"""Comparing two runs: what was asked, which items, how far apart the tokens are, which items and answers changed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .config import differing_fields
 from .run import Run
+from .tables import ItemRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,14 @@ class RunDiff:
     """What differs between two runs.
 
     Attributes:
-        identical: Both hold the same items, sites, tokens, images and answers, to the bit.
+        identical: Both hold the same items, sites, tokens, images and answers, to the bit, in the same run format.
         config: One line per field of the configuration that differs.
         n_common: Items that both hold (by item id, in case of repeats the n-th with the n-th).
         only_a, only_b: Item ids that one of them holds.
         sites_only_a, sites_only_b: Sites that one of them holds.
         sites: One entry per common site.
-        answers: Item ids whose answers differ.
+        items: Item ids of which something known differs: prompt, labels, state, action, boxes, camera and the like.
+        answers: Item ids whose answers differ: text, action, chunk of actions or warnings of the decoder.
     """
 
     identical: bool
@@ -58,6 +60,7 @@ class RunDiff:
     sites_only_a: tuple[str, ...]
     sites_only_b: tuple[str, ...]
     sites: tuple[SiteDiff, ...]
+    items: tuple[str, ...]
     answers: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,6 +79,9 @@ def diff_runs(a: Run, b: Run) -> RunDiff:
     common_sites = [site for site in a.sites if site in b.sites]
     same_content = a.info["content_sha256"] == b.info["content_sha256"]
     sites = [_site_diff(a, b, site, pairs, same_content=same_content) for site in common_sites]
+    items = [
+        a.items[i].item_id for i, j in pairs if not same_content and _known(a.items[i]) != _known(b.items[j])
+    ]
     answers = [a.items[i].item_id for i, j in pairs if not same_content and _answer(a, i) != _answer(b, j)]
     return RunDiff(
         identical=same_content,
@@ -86,6 +92,7 @@ def diff_runs(a: Run, b: Run) -> RunDiff:
         sites_only_a=tuple(site for site in a.sites if site not in b.sites),
         sites_only_b=tuple(site for site in b.sites if site not in a.sites),
         sites=tuple(sites),
+        items=tuple(items),
         answers=tuple(answers),
     )
 
@@ -104,12 +111,27 @@ def _pair_items(a: Run, b: Run) -> tuple[list[tuple[int, int]], list[str], list[
     return pairs, [k[0] for k in in_a if k not in in_b], [k[0] for k in in_b if k not in in_a]
 
 
-def _answer(run: Run, item: int) -> Any:
+_PLACES = ("index", "source_index", "media", "mask_media", "source")
+"""Where a run found and keeps an item, which says nothing about the item."""
+
+
+def _known(row: ItemRow) -> dict[str, Any]:
+    """Return what is known about an item, in values that compare by `==`."""
+    return {f.name: _plain(getattr(row, f.name)) for f in fields(row) if f.name not in _PLACES}
+
+
+def _answer(run: Run, item: int) -> dict[str, Any] | None:
     row = run.response(item)
-    if row is None:
-        return None
-    action = None if row.action is None else row.action.tobytes()
-    return (row.text, row.token_ids, action)
+    return (
+        None
+        if row is None
+        else {f.name: _plain(getattr(row, f.name)) for f in fields(row) if f.name != "item"}
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return an array as what tells it from every other one (NaN equals itself), anything else as it is."""
+    return (value.shape, value.dtype.str, value.tobytes()) if isinstance(value, np.ndarray) else value
 
 
 def _site_diff(a: Run, b: Run, site: str, pairs: list[tuple[int, int]], *, same_content: bool) -> SiteDiff:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,8 +126,10 @@ def _write_array(handle: IO[bytes], part: NDArray[Any]) -> None:
 def export_lerobot(run: Run, out: Path | str, *, fps: int | None = None, force: bool = False) -> Path:
     """Write the episodes of a run as a LeRobot v3 dataset and return the folder.
 
-    Frames come from the images that the run keeps, states and actions from its items. What the model answered goes
-    into the dataset's sidecar: its action as the pose "model_action", its text as the frame label "model_answer".
+    Frames come from the images that the run keeps, states and actions from its items. The dataset's sidecar takes the
+    rest, where every frame of an episode has it. As poses: the model's action, "model_action", its next H actions,
+    "model_action_chunk" (H x dof values, step by step), and of the first camera "camera_pose" (16 values, row by row)
+    and "camera_intrinsics" (9), in float32. As labels of frames: "model_answer", "model_flags" and, as JSON, "boxes".
 
     Args:
         run: A complete run of episodes.
@@ -178,12 +181,21 @@ def _episode(run: Run, rows: Sequence[int]) -> EpisodeData:
     masks = [run.mask(index) for index in rows]
     has_masks = all(mask is not None for mask in masks)
     answers = [run.response(index) for index in rows]
-    actions = [None if answer is None else answer.action for answer in answers]
     frame_labels: dict[str, NDArray[Any]] = {}
     if all(answer is not None and answer.text is not None for answer in answers):
         frame_labels["model_answer"] = np.array([answer.text for answer in answers if answer is not None])
-    known = [action for action in actions if action is not None]
-    all_act = len(known) == len(rows) and len({len(action) for action in known}) == 1
+    if any(answer is not None and answer.flags for answer in answers):
+        flags = ["" if answer is None else ", ".join(answer.flags) for answer in answers]
+        frame_labels["model_flags"] = np.array(flags)
+    if any(item.boxes for item in items):
+        frame_labels["boxes"] = np.array([json.dumps([asdict(box) for box in item.boxes]) for item in items])
+    of_frames = {
+        "model_action": [None if answer is None else answer.action for answer in answers],
+        "model_action_chunk": [None if answer is None else answer.action_chunk for answer in answers],
+        "camera_pose": [item.pose for item in items],
+        "camera_intrinsics": [item.intrinsics for item in items],
+    }
+    poses = {name: stacked for name, values in of_frames.items() if (stacked := _stacked(values)) is not None}
     return EpisodeData(
         frames={
             camera: np.stack([run.image(index, camera) for index in rows]) for camera in items[0].cameras
@@ -199,8 +211,16 @@ def _episode(run: Run, rows: Sequence[int]) -> EpisodeData:
             if all(item.labels.get(name) == value for item in items)
         },
         frame_labels=frame_labels,
-        poses={"model_action": np.stack(known)} if all_act else {},
+        poses=poses,
     )
+
+
+def _stacked(values: Sequence[NDArray[Any] | None]) -> NDArray[np.float32] | None:
+    """Return arrays of one shape as float32 [T, k]; None when one is missing or of another shape."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or len({value.shape for value in known}) != 1:
+        return None
+    return np.stack(known).reshape(len(known), -1).astype(np.float32)
 
 
 @contextmanager

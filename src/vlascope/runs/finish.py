@@ -69,7 +69,7 @@ def finish_run(run_dir: Path, info: Mapping[str, Any], *, n_blocks: int) -> dict
     }
     for name, schema in schemas.items():
         path = run_dir / f"{name}.parquet"
-        write_tables(path, _shifted_parts(run_dir, name, n_items), schema=schema)
+        write_tables(path, _shifted_parts(run_dir, name, n_items, schema), schema=schema)
         tables[path.name] = file_hash(path)
     if failures:
         write_text(
@@ -111,7 +111,7 @@ def content_sha256(run_dir: Path, *, n_blocks: int) -> str:
     return content.hexdigest()
 
 
-def _shifted_parts(run_dir: Path, name: str, n_items: list[int]) -> Iterator[Callable[[], Any]]:
+def _shifted_parts(run_dir: Path, name: str, n_items: list[int], schema: Any) -> Iterator[Callable[[], Any]]:
     """Yield readers of each block's part of a table, with item numbers counted from the start of the run."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -121,6 +121,12 @@ def _shifted_parts(run_dir: Path, name: str, n_items: list[int]) -> Iterator[Cal
 
         def read(block: int = block, first: int = first) -> Any:
             table = pq.read_table(paths.parts_dir(run_dir, block) / f"{name}.parquet")
+            for (
+                field
+            ) in schema:  # a run that an older version began lacks the newer columns, all of them nullable
+                if field.name not in table.column_names:
+                    table = table.append_column(field, pa.nulls(len(table), field.type))
+            table = table.select(schema.names)
             shifted = table.column("item").to_numpy() + first
             return table.set_column(0, table.schema.field("item"), pa.array(shifted, pa.int32()))
 

@@ -12,7 +12,8 @@ from ..files import read_json
 from .arrays import site_folder
 
 FORMAT = "vlascope-run"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: SHA-256 of every file. 2: CRC-32C of activations; boxes, pose and intrinsics of items. Both are read."""
 
 INFO_NAME = "run.json"
 CONFIG_NAME = "config.json"

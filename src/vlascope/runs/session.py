@@ -109,7 +109,7 @@ class Session:
         version of a package, another machine), or when such a table is itself damaged, all blocks are captured.
         """
         n_blocks = self.plan.n_blocks
-        self.info = paths.read_info(self.out)
+        self.info = {**paths.read_info(self.out), "schema_version": paths.SCHEMA_VERSION}
         before = {block: _marker_or_none(self.out, block) for block in range(n_blocks)}
         blocks = list(range(n_blocks)) if report.bad_tables else list(report.bad_blocks)
         self._warn(f"mended {len(blocks)} of {n_blocks} blocks: {'; '.join(report.problems[:5])}")
@@ -123,7 +123,7 @@ class Session:
                 changed = [b for b in blocks if not _same_tokens(before[b], read_marker(self.out, b))]
                 if changed:
                     log.warning(
-                        "block %d came out with other tokens; all blocks are captured again", changed[0]
+                        "block %d came out with other tables; all blocks are captured again", changed[0]
                     )
                     self._redo([b for b in range(n_blocks) if b not in blocks])
                     return
@@ -170,7 +170,12 @@ class Session:
         out, settings = self.out, self.settings
         if resumed:
             before = paths.read_info(out)
-            self.info = {**before, "status": "running", "versions": versions()}
+            self.info = {
+                **before,
+                "schema_version": paths.SCHEMA_VERSION,
+                "status": "running",
+                "versions": versions(),
+            }
             if self.command:
                 self.info["command"] = list(self.command)
             if before["versions"] != self.info["versions"]:

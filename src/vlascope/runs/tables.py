@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import write_atomic
-from ..items.item import Item, Scalar
+from ..items.item import Box, Item, Scalar
 from ..models.layout import KINDS, TokenLayout
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ class ItemRow:
         episode, step, time_secs: Place in an episode or video; None for stand-alone images.
         state, action: float32 vectors of the dataset; None when unknown.
         source: File that the first image came from; None for arrays.
+        boxes: Labelled rectangles in the first image, in its pixels.
+        pose: Camera-to-world matrix of the first camera, float64 [4, 4] (see `Item.pose`); None when unknown.
+        intrinsics: Pinhole matrix of the first camera in pixels, float64 [3, 3]; None when unknown.
     """
 
     index: int
@@ -54,6 +57,9 @@ class ItemRow:
     state: NDArray[np.float32] | None = None
     action: NDArray[np.float32] | None = None
     source: str | None = None
+    boxes: tuple[Box, ...] = ()
+    pose: NDArray[np.float64] | None = None
+    intrinsics: NDArray[np.float64] | None = None
     media: tuple[str, ...] = ()
     mask_media: Mapping[str, str] = field(default_factory=dict)
 
@@ -188,6 +194,9 @@ def items_schema() -> pa.Schema:
             ("mask_names", pa.string()),
             ("mask_media", pa.string()),
             ("source", pa.string()),
+            ("boxes", pa.string()),
+            ("pose", pa.list_(pa.float64())),
+            ("intrinsics", pa.list_(pa.float64())),
         ]
     )
 
@@ -251,6 +260,18 @@ def _labels_json(item: Item) -> str:
     return _json(labels)
 
 
+def _boxes_json(item: Item) -> str | None:
+    entries = []
+    for box in item.boxes:
+        corners = {name: float(getattr(box, name)) for name in _BOX}
+        if not all(math.isfinite(value) for value in corners.values()):
+            raise InputError(
+                f"item '{item.item_id}': the box of '{box.name}' is {corners}; need finite numbers, or leave it out."
+            )
+        entries.append({"name": box.name, **corners, "flags": list(box.flags)})
+    return _json(entries) if entries else None
+
+
 def item_record(
     item: Item, *, index: int, source_index: int, media: Sequence[str], mask_media: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -275,6 +296,11 @@ def item_record(
         ),
         "mask_media": _json(dict(mask_media)),
         "source": item.source,
+        "boxes": _boxes_json(item),
+        "pose": None if item.pose is None else np.asarray(item.pose, np.float64).reshape(-1),
+        "intrinsics": None
+        if item.intrinsics is None
+        else np.asarray(item.intrinsics, np.float64).reshape(-1),
     }
 
 
@@ -283,6 +309,9 @@ def row_from_record(record: Mapping[str, Any]) -> ItemRow:
 
     def vector(value: Sequence[float] | None) -> NDArray[np.float32] | None:
         return None if value is None else np.asarray(value, np.float32)
+
+    def square(value: Sequence[float] | None, n: int) -> NDArray[np.float64] | None:
+        return None if value is None else np.asarray(value, np.float64).reshape(n, n)
 
     return ItemRow(
         index=record["item"],
@@ -301,9 +330,16 @@ def row_from_record(record: Mapping[str, Any]) -> ItemRow:
         state=vector(record["state"]),
         action=vector(record["action"]),
         source=record["source"],
+        boxes=tuple(_box(entry) for entry in json.loads(record.get("boxes") or "[]")),  # absent in older runs
+        pose=square(record.get("pose"), 4),
+        intrinsics=square(record.get("intrinsics"), 3),
         media=tuple(record["media"]),
         mask_media=json.loads(record["mask_media"]),
     )
+
+
+def _box(entry: Mapping[str, Any]) -> Box:
+    return Box(**{**entry, "flags": tuple(entry["flags"])})
 
 
 def response_record(response: Any, *, index: int) -> dict[str, Any]:
