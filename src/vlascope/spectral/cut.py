@@ -21,7 +21,7 @@ from .anchors import choose_anchors
 from .health import Health
 from .kway import kway
 from .nystrom import NystromNCut
-from .place import color_tokens
+from .place import color_tokens, fit_and_place
 from .rows import Rows, TakenRows, as_rows
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def cut_run(
     method: str = "kmeans",
     n_anchors: int = N_ANCHORS,
     force: bool = False,
+    fit_tokens: int | None = None,
     engine: Engine | None = None,
 ) -> CutResult:
     """Cut the tokens of a run and return embedding, groups and colours; saved in the run, read back when asked again.
@@ -194,8 +195,10 @@ def cut_run(
             than the rotation on development frames (`benchmarks/masks.py`).
         n_anchors: Shared tokens, for several sites.
         force: Cut again although the same cut is saved.
-        engine: Who colours the tokens, block by block; None is this process. The bits are the same. The cut itself
-            is fitted here.
+        fit_tokens: Fit on so many tokens, drawn at random, and place all others in that cut: for many millions of
+            tokens. None fits on all; so does a number that is no smaller than theirs.
+        engine: Who places (with `fit_tokens`) and colours the tokens, block by block; None is this process. The bits
+            are the same. The cut itself is fitted here.
 
     Raises:
         SiteNotFoundError: the run holds no such site.
@@ -226,6 +229,8 @@ def cut_run(
         "method": method,
         "n_anchors": int(n_anchors),
     }
+    if fit_tokens is not None:
+        params["fit_tokens"] = int(fit_tokens)  # absent otherwise, so that cuts made before it are still found
     layouts = {name: run.site(name).layout for name in names}
     folder = run.derived_dir("cut", {"schema": SCHEMA, **params})
     if (folder / "params.json").is_file() and not force:
@@ -245,7 +250,10 @@ def cut_run(
         balance=balance,
         seed=seed,
     )
-    eigvecs = ncut.fit_transform(features)
+    if fit_tokens is None or fit_tokens >= features.n:
+        eigvecs = ncut.fit_transform(features)
+    else:
+        eigvecs = fit_and_place(ncut, features, n_fit=fit_tokens, seed=seed, engine=engine)
     groups = kway(eigvecs, levels, method=method, seed=seed)
     eigvecs = np.ascontiguousarray(eigvecs[:, : int(n_eig)])
     palette = Palette.fit(eigvecs, method=color, space=color_space, seed=seed)

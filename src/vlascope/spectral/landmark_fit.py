@@ -11,17 +11,36 @@ from torch import Tensor
 
 from . import landmarks as _landmarks
 from ._linalg import eigh_falling, eigh_top
-from .affinity import MAX_SCALE_ROWS, Kernel
+from .affinity import MAX_SCALE_ROWS, Kernel, has_half_products
 from .balance import local, local_power, n_neighbors, uniform_weights
-from .fitted import Fitted, health_of, place, signs, unexplained
+from .fitted import LOW_DEGREE, Fitted, health_of, place, signs, unexplained
 from .health import MIN_REACH
 from .rows import Rows, require_finite
-from .setup import CHUNK_ROWS, Outcome, Settings
+from .setup import CHUNK_ROWS, FEW_ROWS, Outcome, Settings
 
 MAX_MOMENT_ROWS = 131_072
 """Rows that the Gram matrix is summed over when not all fit into memory."""
 
 MIN_MOMENT_ROWS = 16_384
+
+HALF_ERROR = 0.01
+"""Relative error of the whitened rows up to which affinities are computed in bfloat16. It is random from row to row,
+and the eigenvectors, which average over many landmarks, are off by a fraction of it."""
+
+
+def half_error(candidates: Tensor, centers: Tensor, kernel: Kernel) -> float:
+    """Return how far bfloat16 products move the whitened rows of a sample, relative to their size.
+
+    Tokens of many dimensions hardly notice; on a smooth low-dimensional manifold the small directions of the
+    landmarks' affinity matrix amplify rounding, and the answer is large.
+    """
+    if kernel.fn is not None:
+        return float("inf")
+    white = _landmarks.whitener(centers, kernel).float()
+    some = candidates[:: max(1, len(candidates) // 1024)].float()
+    full = kernel.block(some, centers) @ white
+    half = replace(kernel, is_half=True).block(some, centers) @ white
+    return float((half - full).norm() / full.norm())
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,27 @@ class _FirstLook:
     far_rows: NDArray[np.int64]  # rows that the centroids explain worst
     weights: Tensor | None  # float64 [n] on the CPU, mean 1; None means ones
     sums: Tensor  # float64 [1 + m1]: weighted sum of (1, affinities to the centroids)
+
+
+@dataclass(frozen=True)
+class _Explained:
+    """Whitened rows F = values white, [b, r]: formed (white is None), or left as a product.
+
+    Forming costs as much as the Gram matrix; leaving it needs a well conditioned `white`.
+    """
+
+    values: Tensor
+    white: Tensor | None
+
+    def part(self, at: int) -> _Explained:
+        return _Explained(self.values[at : at + CHUNK_ROWS], self.white)
+
+    def times(self, right: Tensor) -> Tensor:
+        return self.values @ (right if self.white is None else self.white @ right)
+
+    def formed(self, index: Tensor | None = None) -> Tensor:
+        values = self.values if index is None else self.values[index]
+        return values if self.white is None else values @ self.white
 
 
 @dataclass(frozen=True)
@@ -69,6 +109,9 @@ def fit_landmarks(
     candidates = kernel.prepare(sample)
     centers, shares = _landmarks.centroids(candidates, n_first, seed=settings.seed, medoids=is_custom)
     counts = (shares * n).float()
+    fast = kernel
+    if n > FEW_ROWS and has_half_products(device) and half_error(candidates, centers, kernel) < HALF_ERROR:
+        fast = replace(kernel, is_half=True)
     fits = 4 * n * n_landmarks <= settings.memory_limit or n <= MIN_MOMENT_ROWS
     cache = torch.empty((n, n_landmarks), dtype=torch.float32, device=device) if fits else None
     typical, power = None, 1.0
@@ -77,7 +120,7 @@ def fit_landmarks(
         typical = float((local(kernel.block(candidates, centers).float(), power) @ counts).median()) + 1e-6
 
     look = _first_look(
-        rows, kernel, centers, counts, w, typical, power, cache, n_keep=4 * (n_landmarks - n_first)
+        rows, fast, centers, counts, w, typical, power, cache, n_keep=4 * (n_landmarks - n_first)
     )
     points = centers
     if len(look.far_rows):
@@ -88,16 +131,16 @@ def fit_landmarks(
     weights = look.weights
     n_far, own = 0, None if weights is None else weights.to(device, torch.float32)
     if cache is not None:
-        features, n_far = _all_features(rows, kernel, points, white, cache, n_done=len(centers))
+        features, n_far = _all_features(rows, fast, points, white, cache, n_done=len(centers))
         moments = _moments(features, own, own, is_custom)
     else:
         features = None
-        moments = _sampled_moments(rows, kernel, points, white, len(centers), own, look.sums, settings)
+        moments = _sampled_moments(rows, fast, points, white, len(centers), own, look.sums, settings)
 
     values, mix = _solve(moments.gram.cpu(), moments.total.cpu(), settings.n_eig)
     scale = torch.where(values > 0, values.clamp(min=1e-300).rsqrt(), 0.0)
     fitted = Fitted(
-        kernel, points, (mix * scale).to(device, torch.float32), white=white, total=moments.total.float()
+        fast, points, (mix * scale).to(device, torch.float32), white=white, total=moments.total.float()
     )
     eigvecs = torch.empty((n, settings.n_eig), dtype=torch.float32, device=device)
     n_near = n_neighbors(len(points), is_exact=False) if settings.balance == "uniform" else 0
@@ -105,9 +148,9 @@ def fit_landmarks(
         fitted = replace(fitted, point_values=place(fitted, points)[0], n_near=n_near)
     if features is not None and not n_near:
         for at in range(0, n, CHUNK_ROWS):
-            part, mine = features[at : at + CHUNK_ROWS], None if own is None else own[at : at + CHUNK_ROWS]
+            part, mine = features.part(at), None if own is None else own[at : at + CHUNK_ROWS]
             degree = _degree(part, moments.total.float(), mine, is_custom)
-            eigvecs[at : at + CHUNK_ROWS] = (part @ fitted.to_eig) * degree.rsqrt()[:, None]
+            eigvecs[at : at + CHUNK_ROWS] = part.times(fitted.to_eig) * degree.rsqrt()[:, None]
     else:
         for start, stop, raw in rows.chunks(CHUNK_ROWS):
             mine = None if own is None else own[start:stop]
@@ -157,7 +200,7 @@ def _first_look(
         crowd = block @ counts
         if weights is None:
             sums[0] += stop - start
-            sums[1:] += block.sum(0, dtype=torch.float64)
+            sums[1:] += (block.new_ones(len(block)) @ block).double()
         else:
             own = torch.ones(stop - start, dtype=torch.float64) if w is None else w[start:stop]
             if typical is not None:
@@ -180,10 +223,11 @@ def _first_look(
 
 def _all_features(
     rows: Rows, kernel: Kernel, points: Tensor, white: Tensor, cache: Tensor, *, n_done: int
-) -> tuple[Tensor, int]:
+) -> tuple[_Explained, int]:
     """Return F = K(x, points) white of all rows, [n, r], and how many rows are far from every landmark.
 
-    F overwrites the cache, whose first `n_done` columns hold the affinities to the first points already.
+    The cache, whose first `n_done` columns hold the affinities to the first points already, is overwritten by F;
+    where products in bfloat16 do, `white` is well conditioned, and F stays a product.
     """
     n_far = 0
     for start, stop, raw in rows.chunks(CHUNK_ROWS):
@@ -191,12 +235,15 @@ def _all_features(
             x = kernel.prepare(raw.to(cache.device))
             cache[start:stop, n_done : len(points)] = kernel.block(x, points[n_done:])
         block = cache[start:stop, : len(points)]
-        n_far += int((block.max(1).values < MIN_REACH).sum())
-        cache[start:stop, : white.shape[1]] = block @ white
-    return cache[:, : white.shape[1]], n_far
+        n_far += int((block.amax(1) < MIN_REACH).sum())
+        if not kernel.is_half:
+            cache[start:stop, : white.shape[1]] = block @ white
+    if kernel.is_half:
+        return _Explained(cache[:, : len(points)], white), n_far
+    return _Explained(cache[:, : white.shape[1]], None), n_far
 
 
-def _moments(features: Tensor, weights: Tensor | None, own: Tensor | None, is_custom: bool) -> _Moments:
+def _moments(features: _Explained, weights: Tensor | None, own: Tensor | None, is_custom: bool) -> _Moments:
     """Return the sums over rows of F.
 
     Args:
@@ -205,30 +252,34 @@ def _moments(features: Tensor, weights: Tensor | None, own: Tensor | None, is_cu
         own: float32 [b], weight of each row in its own degree; None means 1.
         is_custom: A custom affinity: the own affinity is not known to be 1.
     """
-    r = features.shape[1]
-    total = torch.zeros(r, dtype=torch.float64, device=features.device)
-    gram = torch.zeros((r, r), dtype=torch.float64, device=features.device)
-    spans = [(at, min(at + CHUNK_ROWS, len(features))) for at in range(0, len(features), CHUNK_ROWS)]
-    for start, stop in spans:
-        part = features[start:stop]
-        total += part.sum(0).double() if weights is None else (weights[start:stop] @ part).double()
+    values, white = features.values, None if features.white is None else features.white.double()
+    width, device = values.shape[1], values.device
+    total = torch.zeros(width, dtype=torch.float64, device=device)
+    gram = torch.zeros((width, width), dtype=torch.float64, device=device)
+    for at in range(0, len(values), CHUNK_ROWS):
+        part = values[at : at + CHUNK_ROWS]
+        count = torch.ones(len(part), device=device) if weights is None else weights[at : at + CHUNK_ROWS]
+        total += (count @ part).double()
+    total = total if white is None else white.T @ total
     total32, affinity_sum = total.float(), 0.0
-    for start, stop in spans:
-        part = features[start:stop]
-        degree = _degree(part, total32, None if own is None else own[start:stop], is_custom)
-        count = torch.ones_like(degree) if weights is None else weights[start:stop]
-        scaled = part * (count / degree).sqrt()[:, None]
+    for at in range(0, len(values), CHUNK_ROWS):
+        part = features.part(at)
+        degree = _degree(part, total32, None if own is None else own[at : at + CHUNK_ROWS], is_custom)
+        count = torch.ones_like(degree) if weights is None else weights[at : at + CHUNK_ROWS]
+        scaled = part.values * (count / degree).sqrt()[:, None]
         gram += (scaled.T @ scaled).double()
         affinity_sum += float((degree * count).sum(dtype=torch.float64))
-    return _Moments(total, gram, affinity_sum)
+    return _Moments(total, gram if white is None else white.T @ gram @ white, affinity_sum)
 
 
-def _degree(features: Tensor, total: Tensor, own: Tensor | None, is_custom: bool) -> Tensor:
+def _degree(features: _Explained, total: Tensor, own: Tensor | None, is_custom: bool) -> Tensor:
     """Return degrees [b]: explained affinity to all rows, plus what is unexplained of a row's own affinity."""
-    degree = (features @ total).clamp_(min=0)
+    degree = features.times(total).clamp_(min=0)
     if not is_custom:
-        left = unexplained(features)
-        degree += left if own is None else left * own
+        low = (degree < LOW_DEGREE).nonzero()[:, 0]
+        if len(low):
+            left = unexplained(features.formed(low))
+            degree[low] += left if own is None else left * own[low]
     return degree.clamp_(min=1e-12)
 
 
@@ -248,13 +299,15 @@ def _sampled_moments(
     n_sample = int(min(rows.n, MAX_MOMENT_ROWS, max(MIN_MOMENT_ROWS, room)))
     rng = np.random.default_rng([settings.seed, 1])
     index = np.sort(rng.choice(rows.n, n_sample, replace=False)).astype(np.int64)
-    features = torch.empty((n_sample, white.shape[1]), dtype=torch.float32, device=device)
+    is_formed = not kernel.is_half
+    width = white.shape[1] if is_formed else len(points)
+    features = torch.empty((n_sample, width), dtype=torch.float32, device=device)
     known = torch.ones((n_sample, 1 + n_centers), dtype=torch.float32, device=device)
     for start in range(0, n_sample, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, n_sample)
         x = kernel.prepare(rows.take(index[start:stop]).to(device))
         block = kernel.block(x, points).float()
-        features[start:stop] = block @ white
+        features[start:stop] = block @ white if is_formed else block
         known[start:stop, 1:] = block[:, :n_centers]
     own = None if weights is None else weights[torch.from_numpy(index).to(device)]
     base = torch.full((n_sample,), rows.n / n_sample, device=device)
@@ -262,7 +315,9 @@ def _sampled_moments(
         base = base * own
     calibrated = _calibrated(base, known, sums)
     del known
-    return _moments(features, calibrated, own, kernel.fn is not None)
+    return _moments(
+        _Explained(features, None if is_formed else white), calibrated, own, kernel.fn is not None
+    )
 
 
 def _calibrated(base: Tensor, known: Tensor, sums: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .rows import as_rows
+from ..errors import InputError
+from .health import OutOfReachWarning
+from .rows import TakenRows, as_rows
 
 if TYPE_CHECKING:
     from ..palette import Palette
@@ -37,6 +40,46 @@ def place_tokens(ncut: NystromNCut, rows: Any, *, engine: Engine | None = None) 
     source = as_rows(rows)
     parts = _mapped(partial(_place, ncut, rows if hasattr(rows, "shape") else source), source.n, engine)
     return np.concatenate(parts)
+
+
+def fit_and_place(
+    ncut: NystromNCut, rows: Any, *, n_fit: int, seed: int, engine: Engine | None = None
+) -> NDArray[np.float32]:
+    """Fit a cut on some rows, drawn at random, and return the eigenvectors of all rows, placed block by block.
+
+    For runs of many millions of tokens: the fit stays here and has a fixed cost, the rest is work for any number of
+    machines.
+
+    Args:
+        ncut: Not fitted yet; fitted on return.
+        rows: [n, d], see `place_tokens`.
+        n_fit: Rows that are drawn, 2 <= n_fit.
+        seed: Seeds the draw. Same rows, n_fit and seed = same bits, whatever the engine.
+        engine: Who places; None is this process.
+
+    Returns:
+        float32 [n, n_eig]; NaN for rows that are unlike everything drawn, with one warning that counts them.
+
+    Raises:
+        InputError: `n_fit` is out of range; else as `place_tokens`.
+    """
+    source = as_rows(rows)
+    if n_fit < 2:
+        raise InputError(f"got {n_fit} tokens to fit on; need at least 2, and far more than groups.")
+    rng = np.random.default_rng([seed, 3])
+    drawn = np.sort(rng.choice(source.n, min(n_fit, source.n), replace=False)).astype(np.int64)
+    ncut.fit(TakenRows(source, drawn))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OutOfReachWarning)  # one per block, and none from other machines
+        eigvecs = place_tokens(ncut, source, engine=engine)
+    if n_far := int(np.isnan(eigvecs[:, 0]).sum()):
+        warnings.warn(
+            f"{n_far} of {source.n} tokens are unlike all {len(drawn)} that the cut was fitted on; they get no group "
+            "and are grey. Fit on more tokens.",
+            OutOfReachWarning,
+            stacklevel=2,
+        )
+    return eigvecs
 
 
 def color_tokens(
