@@ -1,0 +1,67 @@
+"""A site's dictionary: nested sparse autoencoders, their training, checkpoints, cards and discovery."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .config import SAEConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, load_sae, run_origin, save_sae
+    from .codes import Codes
+    from .metrics import Evaluation, LevelMetrics, evaluate
+    from .module import MatryoshkaSAE
+    from .step import SAETrainer, StepReport
+    from .stream import Split, TokenStream, split_items
+    from .train import TrainResult, train_sae
+
+_LAZY = {
+    "Checkpoint": "checkpoint",
+    "Codes": "codes",
+    "Evaluation": "metrics",
+    "LevelMetrics": "metrics",
+    "MatryoshkaSAE": "module",
+    "SAETrainer": "step",
+    "Split": "stream",
+    "StepReport": "step",
+    "TokenStream": "stream",
+    "TrainResult": "train",
+    "evaluate": "metrics",
+    "load_sae": "checkpoint",
+    "run_origin": "checkpoint",
+    "save_sae": "checkpoint",
+    "split_items": "stream",
+    "train_sae": "train",
+}
+
+__all__ = [
+    "Checkpoint",
+    "Codes",
+    "Evaluation",
+    "LevelMetrics",
+    "MatryoshkaSAE",
+    "SAEConfig",
+    "SAETrainer",
+    "Split",
+    "StepReport",
+    "TokenStream",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "load_sae",
+    "run_origin",
+    "save_sae",
+    "split_items",
+    "train_sae",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
