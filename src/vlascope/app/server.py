@@ -322,13 +322,13 @@ class _State:
                 continue
             features, part = other.features[name], other.cut.parts[name]
             is_own = (other, name) == (book, site)
-            if not (features.is_ready or len(wanted) <= 2):
+            if not (features.is_ready or len(wanted) <= 4):
                 pending.append({"run": other.key, "site": name})
                 continue
             row = int(part.token_rows[found])
-            is_exact = is_own or n_bytes <= EXACT_BYTES or len(wanted) <= 2
+            is_exact = is_own or n_bytes <= EXACT_BYTES or len(wanted) <= 4
             values = features.exact(row) if is_exact else features.sketched(row)
-            if is_own and not (n_bytes <= EXACT_BYTES or len(wanted) <= 2):
+            if is_own and not (n_bytes <= EXACT_BYTES or len(wanted) <= 4):
                 rank = round(rank_correlation(values, features.sketched(row)), 4)
             arrays.append(to_bytes(values[part.token_rows]))
             parts.append((other, name))

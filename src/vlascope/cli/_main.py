@@ -54,6 +54,12 @@ VERBS = (
         "vlascope report runs/first --open",
     ),
     Verb(
+        "app",
+        "explore a run in the browser; compare two with one palette",
+        "app",
+        "vlascope app runs/first",
+    ),
+    Verb(
         "trace",
         "follow a concept through the layers: where it appears and is lost",
         "trace",

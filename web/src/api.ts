@@ -1,0 +1,85 @@
+// Asking the server. Binary answers are a uint32 length, a JSON header of that length, then the bytes of each array.
+import type { AppState, Click, Episode, Items, Layout, Ref, Reviews, RunInfo, SimilarHeader, Verdict } from "./types";
+
+export class Refused extends Error {}
+
+async function ask(url: string, init?: RequestInit): Promise<Response> {
+  const answer = await fetch(url, { credentials: "same-origin", ...init });
+  if (answer.ok) return answer;
+  const text = await answer.text();
+  let message = `the server answered ${answer.status}`;
+  try {
+    const body = JSON.parse(text);
+    if (typeof body.error === "string") message = body.error;
+  } catch {
+    // Not ours: the status says enough.
+  }
+  throw new Refused(message);
+}
+
+async function json<T>(url: string, init?: RequestInit): Promise<T> {
+  return (await ask(url, init)).json() as Promise<T>;
+}
+
+async function binary<H>(url: string, init?: RequestInit): Promise<{ header: H; arrays: Uint8Array[] }> {
+  const buffer = await (await ask(url, init)).arrayBuffer();
+  const length = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as H & { sizes: number[] };
+  const arrays: Uint8Array[] = [];
+  let at = 4 + length;
+  for (const size of header.sizes) {
+    arrays.push(new Uint8Array(buffer, at, size));
+    at += size;
+  }
+  return { header, arrays };
+}
+
+const query = (values: Record<string, string | number>): string =>
+  new URLSearchParams(Object.entries(values).map(([k, v]) => [k, String(v)])).toString();
+
+const post = (body: unknown): RequestInit => ({
+  method: "POST",
+  headers: { "content-type": "application/json" },
+  body: JSON.stringify(body),
+});
+
+export const getState = () => json<AppState>("/api/state");
+export const getItems = (run: RunInfo) => json<Items>(`/api/runs/${run.key}/items`);
+export const getEpisode = (run: RunInfo, number: number) => json<Episode>(`/api/runs/${run.key}/episodes/${number}`);
+export const getLayout = (run: RunInfo, name: string) => json<Layout>(`/api/runs/${run.key}/layout?${query({ name })}`);
+export const imageUrl = (run: RunInfo, item: number, camera: number) => `/api/runs/${run.key}/images/${item}/${camera}`;
+export const getReviews = () => json<Reviews>("/api/reviews");
+export const addReview = (id: string, review: Verdict, reason: string) =>
+  json<Reviews>("/api/reviews", post({ id, review, reason }));
+
+export async function getColors(run: RunInfo, site: string, method: string, nEig: number): Promise<Uint8Array> {
+  return (await binary(`/api/runs/${run.key}/colors?${query({ site, method, n_eig: nEig })}`)).arrays[0]!;
+}
+
+export async function getLabels(run: RunInfo, site: string, k: number): Promise<Uint8Array | Uint16Array> {
+  const { header, arrays } = await binary<{ bytes: number }>(`/api/runs/${run.key}/labels?${query({ site, k })}`);
+  const bytes = arrays[0]!;
+  return header.bytes === 1 ? bytes : new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2);
+}
+
+export async function getWordColors(run: RunInfo, site: string): Promise<Uint8Array | null> {
+  return (await binary(`/api/runs/${run.key}/words?${query({ site })}`)).arrays[0] ?? null;
+}
+
+export const getSimilar = (
+  run: RunInfo, ref: Ref, method: string, nEig: number, sites: string, signal: AbortSignal,
+) =>
+  binary<SimilarHeader>(
+    `/api/similar?${query({ run: run.key, site: ref.site, token: ref.token, method, n_eig: nEig, sites })}`,
+    { signal },
+  );
+
+export const getMask = (runs: RunInfo[], clicks: Click[], nEig: number, sites: string, signal: AbortSignal) =>
+  binary<SimilarHeader>("/api/mask", {
+    ...post({
+      clicks: clicks.map((c) => ({ run: runs[c.run]!.key, site: c.site, token: c.token, positive: c.positive })),
+      n_eig: nEig,
+      sites,
+    }),
+    signal,
+  });

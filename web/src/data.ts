@@ -1,0 +1,109 @@
+// What has been fetched. Each getter returns what is there and asks for what is not; when an answer arrives, the page
+// draws again.
+import * as api from "./api";
+import type { AppState, Episode, Items, Layout, RunInfo, Site, Template } from "./types";
+
+type Loaded<T> = { value?: T; promise: Promise<T>; failed?: string };
+
+export class Data {
+  items: Items[] = [];
+  private cache = new Map<string, Loaded<unknown>>();
+  private images = new Map<string, HTMLImageElement>();
+  /** Colours shown last at a site: they stay until newly asked ones arrive. */
+  private shown = new Map<string, Uint8Array>();
+  waiting = 0;
+
+  constructor(
+    readonly state: AppState,
+    private arrived: () => void,
+    private failed: (message: string) => void,
+  ) {}
+
+  get runs(): RunInfo[] {
+    return this.state.runs;
+  }
+
+  site(run: number, name: string): Site | undefined {
+    return this.runs[run]!.sites.find((s) => s.name === name);
+  }
+
+  /** Item of run `run` that shows the same as an item of the first run; -1 where there is none. */
+  itemIn(run: number, item: number): number {
+    return run === 0 ? item : (this.state.shared_items ?? []).indexOf(item);
+  }
+
+  private get<T>(key: string, load: () => Promise<T>): T | undefined {
+    return this.entry(key, load).value as T | undefined;
+  }
+
+  private entry<T>(key: string, load: () => Promise<T>): Loaded<T> {
+    let entry = this.cache.get(key) as Loaded<T> | undefined;
+    if (!entry) {
+      this.waiting++;
+      const made: Loaded<T> = { promise: load() };
+      made.promise
+        .then((value) => {
+          made.value = value;
+        })
+        .catch((error: Error) => {
+          made.failed = error.message;
+          this.failed(error.message);
+        })
+        .finally(() => {
+          this.waiting--;
+          this.arrived();
+        });
+      this.cache.set(key, made as Loaded<unknown>);
+      entry = made;
+    }
+    return entry;
+  }
+
+  layout(run: number, name: string): Layout | undefined {
+    return this.get(`layout|${run}|${name}`, () => api.getLayout(this.runs[run]!, name));
+  }
+
+  /** Return the template of an item at a site and the number of its first token. */
+  place(run: number, site: string, item: number): { start: number; template: Template } | undefined {
+    const known = this.site(run, site);
+    const layout = known && this.layout(run, known.layout);
+    const number = layout?.template[item] ?? -1;
+    if (!layout || number < 0) return undefined;
+    return { start: layout.starts[item]!, template: layout.templates[number]! };
+  }
+
+  colors(run: number, site: string, method: string, nEig: number): Uint8Array | undefined {
+    const found = this.get(`colors|${run}|${site}|${method}|${nEig}`, () =>
+      api.getColors(this.runs[run]!, site, method, nEig),
+    );
+    if (found) this.shown.set(`${run}|${site}`, found);
+    return found ?? this.shown.get(`${run}|${site}`);
+  }
+
+  labels(run: number, site: string, k: number): Uint8Array | Uint16Array | undefined {
+    return this.get(`labels|${run}|${site}|${k}`, () => api.getLabels(this.runs[run]!, site, k));
+  }
+
+  wordColors(run: number, site: string): Uint8Array | null | undefined {
+    return this.get(`words|${run}|${site}`, () => api.getWordColors(this.runs[run]!, site));
+  }
+
+  episode(run: number, number: number): Episode | undefined {
+    return this.get(`episode|${run}|${number}`, () => api.getEpisode(this.runs[run]!, number));
+  }
+
+  /** Return an image once it is decoded; the last few hundred are kept. */
+  image(run: number, item: number, camera: number): HTMLImageElement | undefined {
+    const url = api.imageUrl(this.runs[run]!, item, camera);
+    let image = this.images.get(url);
+    if (!image) {
+      image = new Image();
+      image.onload = this.arrived;
+      image.onerror = () => this.failed("an image could not be read");
+      image.src = url;
+      this.images.set(url, image);
+      if (this.images.size > 400) this.images.delete(this.images.keys().next().value!);
+    }
+    return image.complete && image.naturalWidth > 0 ? image : undefined;
+  }
+}

@@ -1,0 +1,210 @@
+// The centre: for every run and camera the image, and beside it the image with its tokens. The pointer's patch is
+// outlined in all of them, and in the layer strip.
+import { h } from "./dom";
+import { boxOf, cellBox, drawImagePane, patchAt, type Hover, type Scene } from "./paint";
+
+export interface PaneEvents {
+  hover(hover: Hover | null): void;
+  pick(hover: Hover, event: { shiftKey: boolean; altKey: boolean }): void;
+}
+
+interface Pane {
+  root: HTMLElement;
+  canvas: HTMLCanvasElement;
+  cursor: HTMLElement;
+  marks: HTMLElement;
+  run: number;
+  camera: number;
+  isInput: boolean;
+  row: number;
+  col: number;
+}
+
+export class Stage {
+  private panes: Pane[] = [];
+  private shape = "";
+  private scene!: Scene;
+
+  constructor(private root: HTMLElement, private events: PaneEvents) {
+    new ResizeObserver(() => {
+      if (!this.scene) return;
+      this.fit();
+      this.draw(this.scene);
+    }).observe(root);
+  }
+
+  draw(scene: Scene): boolean {
+    this.scene = scene;
+    const item = scene.data.items[0]!.items[scene.view.item]!;
+    const shape = JSON.stringify([scene.data.runs.length, item.cameras, item.sizes]);
+    if (shape !== this.shape) {
+      this.shape = shape;
+      this.build();
+    }
+    let isWhole = true;
+    for (const pane of this.panes) {
+      const number = scene.data.itemIn(pane.run, scene.view.item);
+      pane.root.classList.toggle("absent", number < 0);
+      if (number < 0) continue;
+      isWhole = drawImagePane(pane.canvas, scene, pane.run, number, pane.camera, this.siteOf(pane)) && isWhole;
+      this.mark(pane, number);
+    }
+    return isWhole;
+  }
+
+  private siteOf(pane: Pane): string | null {
+    if (pane.isInput) return null;
+    return pane.run === 0 ? this.scene.view.site : this.scene.view.site2;
+  }
+
+  private build(): void {
+    const { data, view } = this.scene;
+    const item = data.items[0]!.items[view.item]!;
+    this.panes = [];
+    this.root.replaceChildren();
+    data.runs.forEach((info, run) => {
+      item.cameras.forEach((name, camera) => {
+        for (const isInput of [true, false]) {
+          const what = isInput ? (item.cameras.length > 1 ? name : "input") : "concepts";
+          const label = data.runs.length > 1 ? `${info.name}: ${what}` : what;
+          const canvas = h("canvas", { tabindex: isInput ? -1 : 0, role: "img", "aria-label": label });
+          const cursor = h("div", { class: "cursor", hidden: true });
+          const marks = h("div", { class: "marks" });
+          const root = h("figure", { class: "pane" },
+            h("figcaption", {}, label), h("div", { class: "frame" }, canvas, marks, cursor));
+          const pane: Pane = { root, canvas, cursor, marks, run, camera, isInput, row: 0, col: 0 };
+          this.listen(pane);
+          this.panes.push(pane);
+          this.root.append(root);
+        }
+      });
+    });
+    this.fit();
+  }
+
+  /** Give every pane the largest size at which all of them fit, at the image's own proportions. */
+  private fit(): void {
+    const { data, view } = this.scene;
+    const sizes = data.items[0]!.items[view.item]!.sizes;
+    const width = this.root.clientWidth - 32, height = this.root.clientHeight - 24;
+    const n = this.panes.length, gap = 16, caption = 24;
+    const aspect = Math.max(...sizes.map(([ih, iw]) => iw / ih), 0.2);
+    let best = 0, columns = 2;
+    for (const tried of [1, 2, 3, 4, 6, 8]) {
+      if (tried > n || (n > 1 && tried % 2)) continue;
+      const rows = Math.ceil(n / tried);
+      const side = Math.min((width - gap * (tried - 1)) / tried, ((height - gap * (rows - 1)) / rows - caption) * aspect);
+      if (side > best) [best, columns] = [side, tried];
+    }
+    this.root.style.setProperty("--columns", String(columns));
+    this.root.style.setProperty("--pane", `${Math.max(80, Math.floor(best))}px`);
+    for (const pane of this.panes) {
+      const size = sizes[pane.camera] ?? [1, 1];
+      pane.canvas.style.aspectRatio = `${size[1]} / ${size[0]}`;
+    }
+  }
+
+  private listen(pane: Pane): void {
+    const find = (event: MouseEvent): Hover | null => {
+      const box = pane.canvas.getBoundingClientRect();
+      return this.hoverAt(pane, (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+    };
+    pane.canvas.addEventListener("pointermove", (event) => this.events.hover(find(event)));
+    pane.canvas.addEventListener("pointerleave", () => this.events.hover(null));
+    // Focus stays where it is: after a click the arrow keys still change frame and layer.
+    pane.canvas.addEventListener("mousedown", (event) => event.preventDefault());
+    pane.canvas.addEventListener("click", (event) => {
+      const found = find(event);
+      if (found) this.events.pick(found, event);
+    });
+    pane.canvas.addEventListener("contextmenu", (event) => {
+      const found = find(event);
+      if (!found) return;
+      event.preventDefault();
+      this.events.pick(found, { shiftKey: false, altKey: true });
+    });
+    // With the keyboard: arrows move over the patches, Enter clicks, Shift+Enter adds, X takes away.
+    pane.canvas.addEventListener("focus", () => this.step(pane, 0, 0));
+    pane.canvas.addEventListener("blur", () => this.events.hover(null));
+    pane.canvas.addEventListener("keydown", (event) => {
+      const steps: Record<string, [number, number]> = {
+        ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0],
+      };
+      const step = steps[event.key];
+      const isPick = event.key === "Enter" || event.key.toLowerCase() === "x";
+      if ((!step && !isPick) || event.ctrlKey || event.metaKey) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const found = this.step(pane, step?.[0] ?? 0, step?.[1] ?? 0);
+      if (isPick && found) {
+        this.events.pick(found, { shiftKey: event.shiftKey && event.key === "Enter", altKey: event.key !== "Enter" });
+      }
+    });
+  }
+
+  private step(pane: Pane, rows: number, cols: number): Hover | null {
+    const site = this.siteOf(pane) ?? this.scene.view.site;
+    const number = this.scene.data.itemIn(pane.run, this.scene.view.item);
+    const grid = this.scene.data.place(pane.run, site, number)?.template.grids.find((g) => g.camera === pane.camera);
+    if (!grid) return null;
+    pane.row = Math.min(grid.rows - 1, Math.max(0, pane.row + rows));
+    pane.col = Math.min(grid.cols - 1, Math.max(0, pane.col + cols));
+    const size = this.scene.data.items[pane.run]!.items[number]!.sizes[pane.camera]!;
+    const box = cellBox(grid, pane.row, pane.col, size);
+    const hover = this.hoverAt(pane, box.left + box.width / 2, box.top + box.height / 2);
+    this.events.hover(hover);
+    return hover;
+  }
+
+  private hoverAt(pane: Pane, x: number, y: number): Hover | null {
+    const { data, view } = this.scene;
+    const site = pane.run === 0 ? view.site : view.site2;
+    const item = data.itemIn(pane.run, view.item);
+    const found = item < 0 ? undefined : patchAt(this.scene, pane.run, item, pane.camera, site, x, y);
+    if (!found) return null;
+    pane.row = found.row;
+    pane.col = found.col;
+    return {
+      run: pane.run, item, ref: { run: pane.run, site, token: found.token }, at: { camera: pane.camera, x, y },
+      where: `${site} · row ${found.row + 1}, column ${found.col + 1}`,
+    };
+  }
+
+  /** Outline the patch under the pointer in every pane. */
+  point(hover: Hover | null): void {
+    for (const pane of this.panes) {
+      const site = pane.run === 0 ? this.scene.view.site : this.scene.view.site2;
+      const item = this.scene.data.itemIn(pane.run, this.scene.view.item);
+      const isHere = hover?.at && hover.at.camera === pane.camera && item >= 0;
+      const found = isHere ? patchAt(this.scene, pane.run, item, pane.camera, site, hover.at!.x, hover.at!.y) : undefined;
+      pane.cursor.hidden = !found;
+      if (found) {
+        const size = this.scene.data.items[pane.run]!.items[item]!.sizes[pane.camera]!;
+        setBox(pane.cursor, cellBox(found.grid, found.row, found.col, size));
+      }
+    }
+  }
+
+  private mark(pane: Pane, item: number): void {
+    const { view } = this.scene;
+    const all = [...view.clicks, ...(view.query ? [{ ...view.query, positive: true }] : [])];
+    const made: HTMLElement[] = [];
+    for (const one of all) {
+      if (one.run !== pane.run) continue;
+      const box = boxOf(this.scene, pane.run, item, one.site, one.token);
+      if (!box || box.camera !== pane.camera) continue;
+      const mark = h("div", { class: one.positive ? "mark in" : "mark out" }, one.positive ? "" : "−");
+      if (view.clicks.length && one.positive) mark.textContent = "+";
+      setBox(mark, box);
+      made.push(mark);
+    }
+    pane.marks.replaceChildren(...made);
+  }
+}
+
+export function setBox(element: HTMLElement, box: { left: number; top: number; width: number; height: number }): void {
+  element.style.left = `${100 * box.left}%`;
+  element.style.top = `${100 * box.top}%`;
+  element.style.width = `${100 * box.width}%`;
+  element.style.height = `${100 * box.height}%`;
+}

@@ -1,0 +1,127 @@
+// The state of the view: one plain object, written to the address after every change, so that a copied link opens the
+// same view. Nothing else on the page remembers anything.
+import type { Click, Ref } from "./types";
+
+export type ColorMode = "palette" | "groups";
+export type Theme = "auto" | "light" | "dark";
+
+export interface View {
+  item: number;
+  site: string;
+  site2: string;
+  color: ColorMode;
+  k: number;
+  palette: string;
+  eig: number;
+  method: "concepts" | "features";
+  mix: number;
+  smooth: boolean;
+  theme: Theme;
+  query: Ref | null;
+  clicks: Click[];
+}
+
+type Listener = (view: View, changed: Set<keyof View>) => void;
+
+export class Store {
+  view: View;
+  private listeners: Listener[] = [];
+  private changed = new Set<keyof View>();
+  private scheduled = false;
+
+  constructor(start: View) {
+    this.view = start;
+  }
+
+  set(patch: Partial<View>): void {
+    let isNew = false;
+    for (const key of Object.keys(patch) as (keyof View)[]) {
+      if (JSON.stringify(patch[key]) === JSON.stringify(this.view[key])) continue;
+      this.changed.add(key);
+      isNew = true;
+    }
+    if (!isNew) return;
+    this.view = { ...this.view, ...patch };
+    this.schedule();
+  }
+
+  /** Draw again although the view is the same: something that it needs has arrived. */
+  touch(): void {
+    this.schedule();
+  }
+
+  subscribe(listener: Listener): void {
+    this.listeners.push(listener);
+  }
+
+  private schedule(): void {
+    if (this.scheduled) return;
+    this.scheduled = true;
+    requestAnimationFrame(() => {
+      this.scheduled = false;
+      const changed = this.changed;
+      this.changed = new Set();
+      for (const listener of this.listeners) listener(this.view, changed);
+      if (changed.size) history.replaceState(null, "", `#${toHash(this.view)}`);
+    });
+  }
+}
+
+const ref = (r: Ref) => `${r.run}:${r.token}:${r.site}`;
+
+function unref(text: string): Ref | null {
+  const [run, token, ...site] = text.split(":");
+  const found = { run: Number(run), token: Number(token), site: site.join(":") };
+  const isFine = [0, 1].includes(found.run) && Number.isInteger(found.token) && found.token >= 0 && found.site !== "";
+  return isFine ? found : null;
+}
+
+export function toHash(view: View): string {
+  const out = new URLSearchParams();
+  out.set("item", String(view.item));
+  out.set("site", view.site);
+  if (view.site2) out.set("site2", view.site2);
+  out.set("color", view.color);
+  out.set("k", String(view.k));
+  out.set("palette", view.palette);
+  out.set("eig", String(view.eig));
+  out.set("like", view.method);
+  out.set("mix", String(view.mix));
+  if (view.smooth) out.set("smooth", "1");
+  if (view.theme !== "auto") out.set("theme", view.theme);
+  if (view.query) out.set("q", ref(view.query));
+  for (const click of view.clicks) out.append(click.positive ? "in" : "out", ref(click));
+  return out.toString();
+}
+
+/** Return what an address says of the view; what it does not say, or says wrongly, is left out. */
+export function fromHash(hash: string): Partial<View> {
+  const given = new URLSearchParams(hash.replace(/^#/, ""));
+  const view: Partial<View> = {};
+  const number = (name: string): number | undefined => {
+    const text = given.get(name);
+    return text !== null && /^\d+$/.test(text) ? Number(text) : undefined;
+  };
+  const item = number("item"), k = number("k"), eig = number("eig"), mix = number("mix");
+  if (item !== undefined) view.item = item;
+  if (k !== undefined) view.k = k;
+  if (eig !== undefined) view.eig = eig;
+  if (mix !== undefined && mix <= 100) view.mix = mix;
+  for (const name of ["site", "site2", "palette"] as const) {
+    const text = given.get(name);
+    if (text !== null) view[name] = text;
+  }
+  const color = given.get("color"), like = given.get("like"), theme = given.get("theme");
+  if (color === "palette" || color === "groups") view.color = color;
+  if (like === "concepts" || like === "features") view.method = like;
+  if (theme === "light" || theme === "dark") view.theme = theme;
+  view.smooth = given.get("smooth") === "1";
+  view.query = unref(given.get("q") ?? "");
+  const clicks: Click[] = [];
+  for (const [name, text] of given) {
+    const found = name === "in" || name === "out" ? unref(text) : null;
+    if (found) clicks.push({ ...found, positive: name === "in" });
+  }
+  view.clicks = clicks.slice(0, 64);
+  return view;
+}

@@ -1,0 +1,253 @@
+// The time line of an episode: what was commanded, the gripper, which concepts the image is made of, and what happened.
+import { css, h } from "./dom";
+import type { Scene } from "./paint";
+import { hexes } from "./paint";
+import type { Episode, Series } from "./types";
+
+const LEFT = 80, RIGHT = 16;
+// Distinct for most colour-blind readers, and readable on light and dark ground.
+const LINES = ["#3b7dd8", "#d9822b", "#2a9d6f", "#c2548f", "#8a6fd1", "#7d8794", "#b8a02e", "#4aa7b5"];
+
+export class Timeline {
+  private canvas = h("canvas", { "aria-hidden": "true" });
+  private slider = h("input", { type: "range", min: 0, value: 0, step: 1, "aria-label": "Time: frame of the episode" });
+  private play = h("button", { type: "button", class: "play", "aria-label": "Play or pause", "aria-keyshortcuts": "Space" }, "Play");
+  private output = h("output", {});
+  private legend = h("div", { class: "legend" });
+  private show = h("select", { "aria-label": "Curves" }, h("option", { value: "actions" }, "actions"), h("option", { value: "states" }, "states"));
+  private timer = 0;
+  private scene!: Scene;
+  private occupancy = { key: "", shares: [] as Float32Array[] };
+  items: number[] = [];
+
+  constructor(private root: HTMLElement, private choose: (item: number) => void) {
+    root.append(h("div", { class: "transport" }, this.play, this.slider, this.output, this.show), this.legend,
+      h("div", { class: "chart" }, this.canvas));
+    this.slider.addEventListener("input", () => this.go(Number(this.slider.value)));
+    this.play.addEventListener("click", () => this.toggle());
+    this.show.addEventListener("change", () => this.draw(this.scene, this.items));
+    let isDragging = false;
+    const seek = (event: PointerEvent) => {
+      const box = this.canvas.getBoundingClientRect();
+      const share = (event.clientX - box.left - LEFT) / Math.max(1, box.width - LEFT - RIGHT);
+      this.go(Math.round(share * (this.items.length - 1)));
+    };
+    this.canvas.addEventListener("pointerdown", (event) => {
+      isDragging = true;
+      this.canvas.setPointerCapture(event.pointerId);
+      seek(event);
+    });
+    this.canvas.addEventListener("pointermove", (event) => isDragging && seek(event));
+    this.canvas.addEventListener("pointerup", () => (isDragging = false));
+    new ResizeObserver(() => this.scene && this.draw(this.scene, this.items)).observe(root);
+  }
+
+  private go(frame: number): void {
+    const found = this.items[Math.min(this.items.length - 1, Math.max(0, frame))];
+    if (found !== undefined) this.choose(found);
+  }
+
+  toggle(): void {
+    if (this.timer) {
+      clearInterval(this.timer);
+      this.timer = 0;
+    } else if (this.items.length > 1) {
+      const { data, view } = this.scene;
+      const [a, b] = [this.items[0]!, this.items[1]!].map((i) => data.items[0]!.items[i]!.time);
+      const gap = a != null && b != null && b > a ? 1000 * (b - a) : 200;
+      if (this.items.indexOf(view.item) === this.items.length - 1) this.go(0);
+      this.timer = window.setInterval(() => {
+        const next = this.items.indexOf(this.scene.view.item) + 1;
+        if (next >= this.items.length) this.toggle();
+        else this.go(next);
+      }, Math.min(1000, Math.max(40, gap)));
+    }
+    this.play.textContent = this.timer ? "Pause" : "Play";
+  }
+
+  draw(scene: Scene, items: number[]): void {
+    this.scene = scene;
+    if (this.timer && items !== this.items) this.toggle();
+    this.items = items;
+    this.root.hidden = items.length < 2;
+    if (items.length < 2) return;
+    const { data, view } = scene;
+    const at = Math.max(0, items.indexOf(view.item));
+    const item = data.items[0]!.items[view.item]!;
+    this.slider.max = String(items.length - 1);
+    this.slider.value = String(at);
+    const time = item.time === null ? "" : ` · ${item.time.toFixed(1)} s`;
+    this.output.textContent = `frame ${at + 1} of ${items.length}${time}`;
+    this.slider.setAttribute("aria-valuetext", this.output.textContent);
+    const episode = item.episode === null ? undefined : data.episode(0, item.episode);
+    const hasStates = !!episode?.states.length, hasActions = !!episode?.actions.length;
+    this.show.hidden = !(hasStates && hasActions);
+    const curves = (this.show.value === "states" && hasStates) || !hasActions ? episode?.states : episode?.actions;
+    this.chart(episode, (curves ?? []).slice(0, LINES.length), at);
+  }
+
+  private chart(episode: Episode | undefined, curves: Series[], at: number): void {
+    const ratio = Math.min(2, devicePixelRatio || 1);
+    const width = this.canvas.clientWidth, height = this.canvas.clientHeight;
+    this.canvas.width = Math.round(width * ratio);
+    this.canvas.height = Math.round(height * ratio);
+    const ctx = this.canvas.getContext("2d")!;
+    ctx.scale(ratio, ratio);
+    ctx.font = `12px ${css("--sans")}`;
+    ctx.textBaseline = "middle";
+    const muted = css("--muted"), text = css("--text"), line = css("--line"), accent = css("--accent");
+    const n = this.items.length, span = width - LEFT - RIGHT;
+    const x = (frame: number) => LEFT + (span * frame) / Math.max(1, n - 1);
+    const frameOf = new Map((episode?.steps ?? []).map((step, i) => [step, i]));
+    const hasEvents = !!episode && (episode.events.length > 0 || !!episode.change_points?.length);
+    const top = hasEvents ? 20 : 4;
+    const bands: ("closed" | "concepts" | "anomaly")[] = ["concepts"];
+    if (episode?.closed) bands.unshift("closed");
+    if (episode?.anomaly) bands.push("anomaly");
+    const bandsTop = height - bands.length * 20;
+    const label = (name: string, y: number) => {
+      ctx.fillStyle = muted;
+      ctx.textAlign = "right";
+      ctx.fillText(name, LEFT - 8, y);
+    };
+    if (curves.length) this.curves(ctx, curves, x, top, bandsTop - 8, { muted, line, label, right: width - RIGHT });
+    bands.forEach((band, i) => {
+      const y = bandsTop + 20 * i + 3, tall = 14;
+      if (band === "concepts") this.concepts(ctx, y, tall, x, span / Math.max(1, n - 1));
+      else if (band === "anomaly") this.area(ctx, episode!.anomaly!.values, y, tall, x, css("--bad"));
+      else {
+        ctx.fillStyle = css("--surface");
+        ctx.fillRect(LEFT, y, span, tall);
+        ctx.fillStyle = muted;
+        const step = span / Math.max(1, n - 1);
+        episode!.closed!.forEach((is, f) => {
+          if (!is) return;
+          const from = Math.max(LEFT, x(f) - step / 2), to = Math.min(width - RIGHT, x(f) + step / 2);
+          ctx.fillRect(from, y, to - from, tall);
+        });
+      }
+      label(band === "closed" ? "closed" : band, y + tall / 2);
+    });
+    ctx.strokeStyle = accent;
+    ctx.setLineDash([3, 3]);
+    ctx.lineWidth = 1;
+    let lastEnd = -Infinity;
+    for (const event of episode?.events ?? []) {
+      const frame = frameOf.get(event.step);
+      if (frame === undefined) continue;
+      const ex = Math.round(x(frame)) + 0.5;
+      ctx.beginPath();
+      ctx.moveTo(ex, top - 4);
+      ctx.lineTo(ex, height - 2);
+      ctx.stroke();
+      const wide = ctx.measureText(event.name).width;
+      const from = Math.min(Math.max(LEFT, ex - wide / 2), width - RIGHT - wide);
+      if (from < lastEnd + 8) continue; // a name that would cover the one before it is left to the line alone
+      ctx.fillStyle = accent;
+      ctx.textAlign = "left";
+      ctx.fillText(event.name, from, 8);
+      lastEnd = from + wide;
+    }
+    ctx.strokeStyle = css("--bad");
+    for (const point of episode?.change_points ?? []) {
+      const frame = frameOf.get(point);
+      if (frame === undefined) continue;
+      ctx.beginPath();
+      ctx.moveTo(x(frame), top);
+      ctx.lineTo(x(frame), height - 2);
+      ctx.stroke();
+    }
+    ctx.setLineDash([]);
+    ctx.strokeStyle = text;
+    ctx.lineWidth = 1.5;
+    ctx.beginPath();
+    ctx.moveTo(x(at), top - 4);
+    ctx.lineTo(x(at), height);
+    ctx.stroke();
+    this.legend.replaceChildren(
+      ...curves.map((c, i) => {
+        const value = c.values[at] ?? 0;
+        const swatch = h("span", { class: "line" });
+        swatch.style.background = LINES[i]!;
+        return h("span", {}, swatch, `${c.name} `, h("b", {}, `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`));
+      }),
+    );
+  }
+
+  private curves(
+    ctx: CanvasRenderingContext2D, curves: Series[], x: (f: number) => number, top: number, bottom: number,
+    style: { muted: string; line: string; label: (name: string, y: number) => void; right: number },
+  ): void {
+    const all = curves.flatMap((c) => c.values);
+    let low = Math.min(...all), high = Math.max(...all);
+    if (low > 0 && low < high / 2) low = 0;
+    if (high - low < 1e-9) [low, high] = [low - 1, high + 1];
+    const y = (v: number) => bottom - ((v - low) / (high - low)) * (bottom - top);
+    const ticks = [low, ...(low < 0 && high > 0 && -low > 0.15 * (high - low) && high > 0.15 * (high - low) ? [0] : []), high];
+    for (const tick of ticks) {
+      ctx.strokeStyle = style.line;
+      ctx.lineWidth = 1;
+      ctx.beginPath();
+      ctx.moveTo(LEFT, Math.round(y(tick)) + 0.5);
+      ctx.lineTo(style.right, Math.round(y(tick)) + 0.5);
+      ctx.stroke();
+      style.label(tick.toFixed(Math.abs(high - low) >= 10 ? 0 : 1).replace("-", "−"), Math.min(bottom - 2, Math.max(top + 5, y(tick))));
+    }
+    curves.forEach((curve, i) => {
+      ctx.strokeStyle = LINES[i]!;
+      ctx.lineWidth = 1.75;
+      ctx.lineJoin = "round";
+      ctx.beginPath();
+      curve.values.forEach((v, f) => (f ? ctx.lineTo(x(f), y(v)) : ctx.moveTo(x(f), y(v))));
+      ctx.stroke();
+    });
+  }
+
+  private area(ctx: CanvasRenderingContext2D, values: number[], y: number, tall: number, x: (f: number) => number, color: string): void {
+    const most = Math.max(...values, 1e-9);
+    ctx.fillStyle = color;
+    ctx.beginPath();
+    ctx.moveTo(x(0), y + tall);
+    values.forEach((v, f) => ctx.lineTo(x(f), y + tall - (Math.max(0, v) / most) * tall));
+    ctx.lineTo(x(values.length - 1), y + tall);
+    ctx.fill();
+  }
+
+  /** Which share of the image each group has, frame by frame, at the shown layer and K. */
+  private concepts(ctx: CanvasRenderingContext2D, y: number, tall: number, x: (f: number) => number, step: number): void {
+    const { data, view } = this.scene;
+    const site = view.site;
+    const labels = data.labels(0, site, view.k);
+    const colors = hexes(data.runs[0]!.colors[String(view.k)] ?? []);
+    if (!labels) return;
+    const key = `${site}|${view.k}|${this.items[0]}|${this.items.length}`;
+    if (this.occupancy.key !== key) {
+      const shares = this.items.map((item) => {
+        const share = new Float32Array(view.k);
+        const place = data.place(0, site, item);
+        let total = 0;
+        for (const grid of place?.template.grids ?? []) {
+          for (const index of grid.index) {
+            if (index < 0) continue;
+            share[labels[place!.start + index]!]! += 1;
+            total++;
+          }
+        }
+        return total ? share.map((v) => v / total) : share;
+      });
+      this.occupancy = { key: data.place(0, site, this.items[0]!) ? key : "", shares };
+    }
+    this.occupancy.shares.forEach((share, f) => {
+      const from = Math.max(LEFT, x(f) - step / 2), to = Math.min(x(this.items.length - 1), x(f) + step / 2);
+      let at = y;
+      for (let k = 0; k < view.k; k++) {
+        if (!share[k]) continue;
+        ctx.fillStyle = `rgb(${colors[3 * k]} ${colors[3 * k + 1]} ${colors[3 * k + 2]})`;
+        ctx.globalAlpha = this.scene.group >= 0 && this.scene.group !== k ? 0.15 : 1;
+        ctx.fillRect(from, at, to - from + 0.5, share[k]! * tall);
+        at += share[k]! * tall;
+      }
+    });
+    ctx.globalAlpha = 1;
+  }
+}

@@ -1,0 +1,139 @@
+// What the server says; the shapes of its answers (see src/vlascope/app/server.py).
+
+export interface Site {
+  name: string;
+  layout: string;
+  n: number;
+  width: number;
+  patches: boolean;
+  words: boolean;
+}
+
+export interface RunInfo {
+  key: string;
+  name: string;
+  model: string;
+  n_items: number;
+  n_tokens: number;
+  sites: Site[];
+  default_site: string;
+  ks: number[];
+  n_eig: number;
+  eigenvalues: number[];
+  method: string;
+  colors: Record<string, string[]>;
+  sampled_share: number | null;
+  notes: string[];
+  n_failed: number;
+  footer: string;
+}
+
+export interface AppState {
+  version: string;
+  runs: RunInfo[];
+  compared: boolean;
+  shared_items: number[] | null;
+  methods: string[];
+}
+
+export interface Item {
+  id: string;
+  unit: string;
+  episode: number | null;
+  step: number | null;
+  time: number | null;
+  prompt: number;
+  cameras: string[];
+  sizes: [number, number][];
+  answer: string | null;
+  outcome: string | null;
+  success: boolean | null;
+}
+
+export interface Items {
+  prompts: (string | null)[];
+  items: Item[];
+}
+
+export interface Grid {
+  camera: number;
+  tile: number;
+  rows: number;
+  cols: number;
+  frame: [number, number, number, number];
+  index: number[];
+}
+
+export interface Word {
+  token: number;
+  text: string;
+  kind: string;
+}
+
+export interface Template {
+  n: number;
+  grids: Grid[];
+  words: Word[];
+}
+
+export interface Layout {
+  layout: string;
+  n: number;
+  starts: number[];
+  template: number[];
+  templates: Template[];
+}
+
+export interface Series {
+  name: string;
+  values: number[];
+}
+
+export interface Episode {
+  episode: number;
+  items: number[];
+  steps: number[];
+  times: (number | null)[];
+  prompt: string | null;
+  source: string;
+  actions: Series[];
+  closed: boolean[] | null;
+  states: Series[];
+  events: { name: string; step: number }[];
+  change_points?: number[];
+  anomaly?: Series;
+}
+
+export interface PartName {
+  run: string;
+  site: string;
+}
+
+export interface SimilarHeader {
+  ms: number;
+  method: string;
+  exact: boolean;
+  rank: number | null;
+  parts: PartName[];
+  pending?: PartName[];
+  missing?: PartName[];
+  n_in?: number;
+}
+
+export type Verdict = "success" | "failure" | "drop";
+
+export interface Reviews {
+  table: string;
+  reviews: Record<string, { review: Verdict; reason: string }>;
+}
+
+/** A token: number of the run on the page (0 or 1), site, and its number within the site. */
+export interface Ref {
+  run: number;
+  site: string;
+  token: number;
+}
+
+export interface Click extends Ref {
+  positive: boolean;
+}

@@ -1,0 +1,93 @@
+// The words of the item at the shown layer (or, where that has none, at the last layer that has), in colour.
+import { h } from "./dom";
+import { inkOn, painter, type Hover, type Scene } from "./paint";
+import type { PaneEvents } from "./stage";
+
+const readable = (text: string): string => {
+  const shown = text.replace(/^[Ġ▁]/, " ").replace(/Ċ|\n/g, "↵").replace(/\t/g, "⇥");
+  return shown.trim() === "" ? "␣" : shown.trim();
+};
+
+export class WordsView {
+  private key = "";
+  private buttons: { button: HTMLButtonElement; token: number }[] = [];
+  private scene!: Scene;
+
+  constructor(private root: HTMLElement, private events: PaneEvents) {}
+
+  /** Return the layer whose words are shown; "" where no layer has any. */
+  static siteFor(scene: Scene, run: number): string {
+    const { data, view } = scene;
+    const site = run === 0 ? view.site : view.site2;
+    if (data.site(run, site)?.words) return site;
+    return data.runs[run]!.sites.filter((s) => s.words).at(-1)?.name ?? "";
+  }
+
+  draw(scene: Scene): void {
+    this.scene = scene;
+    const { data, view } = scene;
+    const lines: { run: number; site: string; item: number }[] = [];
+    data.runs.forEach((_, run) => {
+      const site = WordsView.siteFor(scene, run), item = data.itemIn(run, view.item);
+      if (site && item >= 0) lines.push({ run, site, item });
+    });
+    this.root.hidden = !lines.length;
+    const known = lines.map((line) => data.place(line.run, line.site, line.item));
+    const key = JSON.stringify([lines, known.map((k) => k?.start)]);
+    if (key !== this.key) {
+      this.key = key;
+      this.buttons = [];
+      this.root.replaceChildren(
+        ...lines.map((line, i) => {
+          const place = known[i];
+          const row = h("div", { class: "sentence" });
+          const name = data.runs.length > 1 ? `${data.runs[line.run]!.name} ${line.site}` : line.site;
+          row.append(h("span", { class: "name" }, name));
+          for (const word of place?.template.words ?? []) row.append(this.button(line, place!.start, word));
+          return row;
+        }),
+      );
+    }
+    this.paint(lines);
+  }
+
+  private button(line: { run: number; site: string; item: number }, start: number, word: { token: number; text: string; kind: string }) {
+    const token = start + word.token;
+    const hover: Hover = {
+      run: line.run, item: line.item, ref: { run: line.run, site: line.site, token }, at: null,
+      where: `${line.site} · “${readable(word.text)}” (${word.kind})`,
+    };
+    const button = h("button", {
+      type: "button", class: `word ${word.kind}`, "data-run": line.run, "data-site": line.site,
+      pointerenter: () => this.events.hover(hover),
+      focus: () => this.events.hover(hover),
+      pointerleave: () => this.events.hover(null),
+      click: (event: MouseEvent) => this.events.pick(hover, event),
+      contextmenu: (event: MouseEvent) => {
+        event.preventDefault();
+        this.events.pick(hover, { shiftKey: false, altKey: true });
+      },
+      keydown: (event: KeyboardEvent) => {
+        if (event.key.toLowerCase() !== "x") return;
+        event.stopPropagation();
+        this.events.pick(hover, { shiftKey: false, altKey: true });
+      },
+    }, readable(word.text));
+    this.buttons.push({ button, token });
+    return button;
+  }
+
+  private paint(lines: { run: number; site: string }[]): void {
+    const out = [0, 0, 0, 0];
+    const painters = new Map(lines.map((l) => [`${l.run}|${l.site}`, painter(this.scene, l.run, l.site, true)]));
+    for (const { button, token } of this.buttons) {
+      const paint = painters.get(`${button.dataset.run}|${button.dataset.site}`);
+      if (!paint) continue;
+      paint(token, out, 0);
+      const light = 1 - out[3]! / 255;
+      const [r, g, b] = [out[0]! * light, out[1]! * light, out[2]! * light].map(Math.round) as [number, number, number];
+      button.style.background = `rgb(${r} ${g} ${b})`;
+      button.style.color = inkOn(r, g, b);
+    }
+  }
+}
