@@ -168,6 +168,7 @@ def cut(
     affinity: Literal["rbf", "cosine"] = "rbf",
     density: float = 0.05,
     seed: int = 0,
+    fit_tokens: int | None = None,
     engine: Engine | None = None,
 ) -> Cut:
     """Cut a run's tokens into concepts (NCut) and return the cut, ready to be drawn.
@@ -188,7 +189,8 @@ def cut(
         affinity: How alike two tokens are.
         density: Mean affinity that the scale is set to; lower is more local.
         seed: Seed of everything random.
-        engine: Who colours the tokens, block by block (`vlascope.runs.RayEngine()`); None is this process.
+        fit_tokens: Fit on so many tokens and place the others in that cut, for many millions of them; None: all.
+        engine: Who places and colours the tokens, block by block (`vlascope.runs.RayEngine()`); None is this process.
 
     Raises:
         SiteNotFoundError: the run holds no such site.
@@ -211,6 +213,7 @@ def cut(
         affinity=affinity,
         density=density,
         seed=seed,
+        fit_tokens=fit_tokens,
         engine=engine,
         **options,
     )

@@ -163,3 +163,23 @@ def test_alignment_refuses_what_it_cannot_do() -> None:
     x[3, 2] = np.nan
     with pytest.raises(InputError, match="3"):
         relative_affinity([x], [1, 2])
+
+
+def test_a_cut_of_some_tokens_places_all(run: Run) -> None:
+    """One site and two sites; an engine changes no bit; the number of tokens is part of the question."""
+    from vlascope.runs import LocalEngine
+
+    for sites in ("vision.0", ["vision.0", "language.0"]):
+        whole = cut(run, sites)
+        some = cut(run, sites, fit_tokens=60)
+        again = cut(run, sites, fit_tokens=60, engine=LocalEngine(), force=True)
+        assert some.eigvecs.shape == whole.eigvecs.shape and not np.array_equal(some.eigvecs, whole.eigvecs)
+        for name in ("eigvecs", "rgb"):
+            np.testing.assert_array_equal(getattr(some, name), getattr(again, name))
+        for level in (2, 3, 5):
+            np.testing.assert_array_equal(some.labels[level], again.labels[level])
+    np.testing.assert_array_equal(
+        cut(run, "vision.0", fit_tokens=10**6).eigvecs, cut(run, "vision.0").eigvecs
+    )
+    with pytest.raises(InputError, match="at least 2"):
+        cut(run, "vision.0", fit_tokens=1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from ._common import Common, Flag, RunPath, give, say
+from ._common import Common, Flag, OptionalInt, RunPath, give, say
 from ._main import OK
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ class Args(Common):
     """rows of the pictures, spread evenly over the run"""
     no_video: Flag = False
     """draw no videos"""
+    fit_tokens: OptionalInt = None
+    """fit on N tokens and place the others in that cut, for many millions of tokens (default: fit on all)"""
     engine: Literal["local", "ray"] = "local"
-    """who colours the tokens: this process, or the workers of a Ray cluster"""
+    """who places and colours the tokens: this process, or the workers of a Ray cluster"""
 
 
 def run(args: Args) -> int:
@@ -66,6 +68,7 @@ def run(args: Args) -> int:
             color=args.color,
             color_space=args.color_space,
             seed=args.seed,
+            fit_tokens=args.fit_tokens,
             engine=engine,
         )
     paths = draw(args, captured, cut, n_items=args.items, with_video=not args.no_video)

@@ -230,7 +230,9 @@ def cut_run(
         "n_anchors": int(n_anchors),
     }
     if fit_tokens is not None:
-        params["fit_tokens"] = int(fit_tokens)  # absent otherwise, so that cuts made before it are still found
+        params["fit_tokens"] = int(
+            fit_tokens
+        )  # absent otherwise, so that cuts made before it are still found
     layouts = {name: run.site(name).layout for name in names}
     folder = run.derived_dir("cut", {"schema": SCHEMA, **params})
     if (folder / "params.json").is_file() and not force:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .health import OutOfReachWarning
+from .nystrom import OutOfReachWarning
 from .rows import TakenRows, as_rows
 
 if TYPE_CHECKING:
