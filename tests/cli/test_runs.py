@@ -148,3 +148,51 @@ def test_workers_belong_to_ray(clip, photos, tmp_path, capsys):  # noqa: F811
     assert "engine 'ray'" in capsys.readouterr().err
     assert main([*words, "0", "--engine", "ray"]) == 2
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_items_that_cannot_be_read_are_refused_before_the_model_is_loaded(
+    photos, tmp_path, capsys, monkeypatch
+):  # noqa: F811
+    import vlascope.api
+
+    def load(*args, **settings):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(vlascope.api, "load", load)
+    words = ["capture", "mini-vla", str(photos), "-o", str(tmp_path / "r"), "-q"]
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        main(words)
+    for path in photos.iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    for more, said in (([], "p0.png"), (["--on-error", "skip"], "can be read"), (["--json"], "p0.png")):
+        assert main([*words, *more]) == 2
+        out, err = capsys.readouterr()
+        assert said in err and out == "" and not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ray_in_the_shell_on_relative_paths_gives_the_same_bits(clip, captured, photos, tmp_path):  # noqa: F811
+    """A process of its own: it starts a cluster, two workers that load the model, and stops everything."""
+    import os
+    import subprocess
+    import sys
+
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    shutil.copytree(clip, tmp_path / "model")
+    words = ["capture", "model", photos.name, "-o", "by/ray", "--engine", "ray", "--workers", "2", "--json"]
+    words += ["--block-items", "2"]
+    assert (
+        main(["capture", clip, str(photos), "-o", str(tmp_path / "local"), "-q", "--block-items", "2"]) == 0
+    )
+    environment = {**os.environ, "RAY_raylet_start_wait_time_s": "120", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "vlascope", *words, "-q"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == "by/ray" and done.stderr == ""
+    assert main(["diff", str(tmp_path / "local"), str(tmp_path / "by" / "ray")]) == 0

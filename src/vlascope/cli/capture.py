@@ -104,12 +104,15 @@ def run(args: Args) -> int:
             "got --resume and --force; the one keeps what is there, the other deletes it. Give one of them."
         )
     from .. import api
-    from ..runs import CaptureProgress, capture_config, make_plan, open_engine, timed
+    from ..runs import CaptureProgress, capture_config, make_plan, open_engine, sample_items, timed
 
-    if args.engine == "local":
-        open_engine("local", n_workers=args.workers)  # refuses workers before the model is loaded
+    open_engine(args.engine, n_workers=args.workers).close()  # refuses bad numbers before the model is loaded
     load, open_items = _makers(args)
-    model, items = load(), open_items()
+    items = open_items()
+    sample_items(
+        items, on_error=args.on_error
+    )  # a model may take minutes to load: refuse what cannot be read first
+    model = load()
     out = args.out or default_out(args.model, args.data)
     chosen = model.resolve(args.sites)
     respond: dict[str, str | bool] = {"auto": "auto", "yes": True, "no": False}

@@ -12,7 +12,7 @@ from .export import export_lerobot, export_safetensors
 from .listing import RunEntry, list_runs
 from .meter import CaptureProgress
 from .paths import read_info
-from .plan import Plan, PlanSite, human_bytes, human_secs, make_plan, timed
+from .plan import Plan, PlanSite, human_bytes, human_secs, make_plan, sample_items, timed
 from .run import Run, RunSite
 from .session import CaptureInterrupted
 from .tables import ItemRow, ResponseRow, TokenTable
@@ -49,6 +49,7 @@ __all__ = [
     "make_plan",
     "open_engine",
     "read_info",
+    "sample_items",
     "timed",
     "verify_run",
 ]

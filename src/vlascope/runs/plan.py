@@ -161,9 +161,7 @@ def make_plan(
         ItemError: the source is empty, or no sampled item can be read.
     """
     n_items = len(items)
-    if n_items == 0:
-        raise ItemError(f"'{items.name}' has no items; there is nothing to capture.")
-    sample = list(_sample(items, on_error=on_error))
+    sample = sample_items(items, on_error=on_error)
     layouts = model.prepare(sample).layouts
     widths = _widths(model, sites, sample[0])
     plan_sites = []
@@ -240,6 +238,22 @@ def timed(plan: Plan, model: Model, items: ItemSource, *, settings: Mapping[str,
                 worker.wait()
                 secs = time.perf_counter() - started
     return replace(plan, estimated_secs=secs * plan.n_items / n_timed)
+
+
+def sample_items(items: ItemSource, *, on_error: str = "raise") -> list[Item]:
+    """Return a few items, first, middle and last; a quick look whether a source can be read at all.
+
+    Args:
+        items: The source.
+        on_error: With "skip", items that cannot be read are passed over; when none of the three can be read, the
+            first that can is returned.
+
+    Raises:
+        ItemError: the source is empty, a sampled item cannot be read, or, with "skip", none at all can.
+    """
+    if not len(items):
+        raise ItemError(f"'{items.name}' has no items; there is nothing to capture.")
+    return list(_sample(items, on_error=on_error))
 
 
 def _sample(items: ItemSource, *, on_error: str) -> Iterator[Item]:
