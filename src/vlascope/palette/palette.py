@@ -80,7 +80,7 @@ class Palette:
             InputError: unknown method or space, fewer than 2 finite rows, `match` of other rows or columns, or
                 M-space diverged.
 
-        Cost: on one core, whatever n is: pca 0.1 s; tsne and umap (1024 landmarks) 2 s; mspace 2 s. `match` adds
+        Cost: on one core, whatever n is: pca 0.1 s; tsne and umap (1024 landmarks) 2 s; mspace 3 s. `match` adds
         about 0.5 s.
         """
         if method not in METHODS:
