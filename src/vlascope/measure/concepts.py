@@ -223,7 +223,7 @@ def rank_words(
     weights = bootstrap_weights(units.n, n_draws=n_draws, seed=seed)[:, units.ids]
     drawn = np.stack([ranking.precision(weights=w) for w in weights])
     # Repeated images stand next to each other in a ranking and lift every draw alike: take the lift out.
-    drawn = np.clip(drawn - np.nanmean(drawn, axis=0) + value, 0, 1)
+    drawn = np.clip(drawn - _known_mean(drawn, 0) + value, 0, 1)
     seen, null = _null(_unit(x, center=center), words.has, fold_of, units, n=n_permutations, rng=rng)
     others: dict[str, NDArray[np.float64]] = {}
     for name, other in (controls or {}).items():
@@ -399,6 +399,13 @@ class _Ranking:
         return np.where(n > 0, total / np.maximum(n, 1), np.nan)
 
 
+def _known_mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Return the mean of the numbers that are not NaN; NaN, without a warning, where all are."""
+    known = ~np.isnan(values)
+    count = known.sum(axis)
+    return np.where(count > 0, np.where(known, values, 0).sum(axis) / np.maximum(count, 1), np.nan)
+
+
 def _mean_over(
     kind: str,
     kinds: Sequence[WordKind],
@@ -416,13 +423,13 @@ def _mean_over(
         return cannot_say(
             name, f"no {'word' if kind == 'all' else kind} occurs often enough", unit="mAP", n=shared["n"]
         )
-    test = summarise_null(float(np.nanmean(seen[chosen])), np.nanmean(null[:, chosen], axis=1))
+    test = summarise_null(float(_known_mean(seen[chosen], 0)), _known_mean(null[:, chosen], 1))
     told = {"chance": float(chance[chosen].mean()), "shuffled captions": test.null_mean}
-    told |= {name: float(np.nanmean(v[chosen])) for name, v in others.items()}
+    told |= {name: float(_known_mean(v[chosen], 0)) for name, v in others.items()}
     return Result(
         name=name,
         value=float(value[chosen].mean()),
-        interval=percentile_interval(np.nanmean(drawn[:, chosen], axis=1)),
+        interval=percentile_interval(_known_mean(drawn[:, chosen], 1)),
         controls=told,
         p=test.p,
         details={"words": int(chosen.sum())},

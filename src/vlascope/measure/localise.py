@@ -165,6 +165,7 @@ def evaluate(
     scope: Scope = "image",
     random_run: Run | None = None,
     n_permutations: int = N_SHUFFLES,
+    n_draws: int = N_DRAWS,
     seed: int = 0,
     quiet: bool = True,
 ) -> Evaluation:
@@ -186,6 +187,7 @@ def evaluate(
             per image, or once.
         random_run: The same items captured with random weights.
         n_permutations: Shuffles of images behind each p-value.
+        n_draws: Bootstrap draws behind each interval.
         seed: Seeds methods, shuffles and bootstrap.
         quiet: Show no progress bar.
 
@@ -203,7 +205,7 @@ def evaluate(
     questions = _questions(known, scope)
     if not questions or not names:
         raise InputError("got no methods, or a truth without classes, objects, boxes or segmentations.")
-    weights = bootstrap_weights(known.units.n, n_draws=N_DRAWS, seed=seed)[:, known.units.ids]
+    weights = bootstrap_weights(known.units.n, n_draws=n_draws, seed=seed)[:, known.units.ids]
     raw: dict[str, dict[str, Result]] = {}
     draws: dict[tuple[str, str], NDArray[np.float64]] = {}
     seconds: dict[str, float] = {}
@@ -218,7 +220,7 @@ def evaluate(
             one, draw = _result(name, question, values, known, weights, cross, n_permutations, seed)
             if random_features is not None and random_run is not None and name not in (*CONTROLS, "slic"):
                 other = segment(random_run, random_features, method=name, k=k, scope=scope, seed=seed)
-                control = question.total(question.values(other, known), np.ones(len(items)))
+                control = float(question.totals(question.values(other, known), np.ones((1, len(items))))[0])
                 one = replace(one, controls={**one.controls, "random weights": control})
             raw[name][question.name] = one
             if draw is not None:
@@ -249,9 +251,10 @@ class _Question:
         pairs = zip(found, known.images.values(), strict=True)
         return _stack([self.parts(_View.full(s, t), _Seen.full(t)) for s, t in pairs])
 
-    def total(self, values: Any, weights: NDArray[np.floating]) -> float:
-        """Return the score with each image counted `weights` times."""
-        return self.final(np.tensordot(weights, values, 1))
+    def totals(self, values: Any, weights_bn: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the score for each row of weights: how often each image counts."""
+        sums = weights_bn @ values.reshape(len(values), -1)
+        return np.array([self.final(row.reshape(values.shape[1:])) for row in sums])
 
 
 @dataclass(frozen=True)
@@ -262,8 +265,8 @@ class _Precision(_Question):
         pairs = zip(found, known.images.values(), strict=True)
         return [_matches(_View.full(s, t), _Seen.full(t)) for s, t in pairs]
 
-    def total(self, values: Any, weights: NDArray[np.floating]) -> float:
-        return average_precision(values, weights=weights)
+    def totals(self, values: Any, weights_bn: NDArray[np.floating]) -> NDArray[np.float64]:
+        return np.array([average_precision(values, weights=row) for row in weights_bn])
 
 
 @dataclass(frozen=True)
@@ -475,11 +478,11 @@ def _result(
     seed: int,
 ) -> tuple[Result, NDArray[np.float64] | None]:
     n, units = len(known.images), known.units
-    value = question.total(values, np.ones(n))
+    value = float(question.totals(values, np.ones((1, n)))[0])
     name, unit = f"{method} / {question.name}", question.name
     if not np.isfinite(value):
         return cannot_say(name, "no image has what this score needs", unit=unit, n=n, over=units.over), None
-    draws = np.array([question.total(values, w) for w in weights])
+    draws = question.totals(values, weights)
     one = Result(
         name=name,
         value=value,

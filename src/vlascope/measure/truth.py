@@ -128,6 +128,7 @@ def read_bsds(path: Path | str) -> tuple[NDArray[np.int64], ...]:
     References: Arbelaez, Maire, Fowlkes and Malik 2011, doi:10.1109/TPAMI.2010.161.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         cells = loadmat(path)["groundTruth"]
@@ -136,7 +137,7 @@ def read_bsds(path: Path | str) -> tuple[NDArray[np.int64], ...]:
         )
     except FileNotFoundError as error:
         raise ItemNotFoundError(f"there is no file '{path}'; check the path.") from error
-    except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
+    except (MatReadError, KeyError, IndexError, ValueError, TypeError, OSError) as error:
         raise ItemError(f"'{path}' is no BSDS ground truth ({error!r}); need 'groundTruth' cells.") from error
     if not found or any(one.ndim != 2 or one.min() < 0 for one in found):
         raise ItemError(f"'{path}' holds no segmentation numbered from 1; fetch it again.")
