@@ -70,7 +70,7 @@ def accuracy(quick: bool) -> Iterator[Row]:
     """Above 10,000 rows, where both libraries approximate."""
     n = 12_000
     for name, x, seed in _sets(n, seeds=1 if quick else 3):
-        for density in DENSITIES[: 1 if quick else 2]:
+        for density in DENSITIES[: 2 if seed == 0 and not quick else 1]:
             sigma = _sigma(x, density)
             values, exact = reference(x, sigma, 51)
             for k in BOUNDS:
@@ -98,7 +98,7 @@ def accuracy(quick: bool) -> Iterator[Row]:
 def small(quick: bool) -> Iterator[Row]:
     """Up to 8,192 rows, where ncut_pytorch uses all pairs as well."""
     for n in (4000, 8000):
-        for name, x, seed in _sets(n, seeds=1 if quick else 3):
+        for name, x, seed in _sets(n, seeds=3 if n == 8000 and not quick else 1):
             sigma = _sigma(x, 0.05)
             values, exact = reference(x, sigma, 51)
             for k in BOUNDS:
@@ -255,7 +255,7 @@ def balance(quick: bool) -> Iterator[Row]:
 
 def groups(quick: bool) -> Iterator[Row]:
     """NCut objective of 50 groups (lower is better) and the time of both steps."""
-    n, k = (20_000, 50) if quick else (50_000, 50)
+    n, k = (30_000, 50) if quick else (50_000, 50)
     sets = {"mixture": data.mixture, "EfficientNet-Lite0, photographs": data.convnet}
     for name, make in sets.items():
         try:
@@ -281,6 +281,7 @@ def groups(quick: bool) -> Iterator[Row]:
                 "k": k,
                 "method": method,
                 "objective": value,
+                "groups_used": len(np.unique(labels[method])),
                 "embed_seconds": embed,
                 "kway_seconds": times[method],
                 "times_faster": (peer.seconds + theirs.seconds) / (embed + times[method]),
@@ -396,7 +397,11 @@ def captured(found: np.ndarray, values: np.ndarray, exact: np.ndarray, k: int) -
 
 
 def ncut_objective(x: np.ndarray, sigma: float, labels: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return sum over groups of cut / volume on the full graph; every pair counts."""
+    """Return k minus the sum over groups of inner affinity / volume on the full graph; every pair counts.
+
+    For k groups with members this is the sum of cut / volume; an empty group counts as the worst one (1), or a
+    method could win by leaving groups out.
+    """
     names = list(labels)
     k = 1 + max(int(values.max()) for values in labels.values())
     members = np.concatenate([np.eye(k, dtype=np.float32)[values] for values in labels.values()], 1)
@@ -407,7 +412,7 @@ def ncut_objective(x: np.ndarray, sigma: float, labels: dict[str, np.ndarray]) -
         mine = members[:, at * k : (at + 1) * k].astype(np.float64)
         inner = (mine * image[:, at * k : (at + 1) * k]).sum(0)
         volume = mine.T @ degree
-        out[name] = float(((volume - inner) / np.where(volume > 0, volume, 1.0))[volume > 0].sum())
+        out[name] = k - float((inner / np.where(volume > 0, volume, 1.0)).sum())
     return out
 
 

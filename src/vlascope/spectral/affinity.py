@@ -59,7 +59,7 @@ class Kernel:
         # exp(-|x - y|² / 2) = exp(xy - |x|²/2 - |y|²/2)
         half_norms = (y_md * y_md).sum(1).mul_(-0.5)[None]
         if self.is_half:
-            out = (x_nd.bfloat16() @ y_md.bfloat16().T).float().add_(half_norms)
+            out = torch.add(half_norms, x_nd.bfloat16() @ y_md.bfloat16().T)
         else:
             out = torch.addmm(half_norms, x_nd, y_md.T)
         return out.sub_((x_nd * x_nd).sum(1).mul_(0.5)[:, None]).clamp_(max=0).exp_()

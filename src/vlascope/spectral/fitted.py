@@ -54,7 +54,7 @@ def place(fitted: Fitted, x: Tensor, *, own: Tensor | None = None) -> tuple[Tens
         values, degree = _by_landmarks(fitted, block, own=own)
     if fitted.point_values is not None:
         values = averaged(values, block, fitted.point_values, n_near=fitted.n_near)
-    return values, degree, block.max(1).values
+    return values, degree, block.amax(1)
 
 
 def _by_landmarks(fitted: Fitted, block: Tensor, *, own: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from .rows import to_tensor
 METHODS = ("rotation", "qr", "kmeans")
 MAX_PIVOT_ROWS = 20_000
 MAX_ROTATIONS = 100
+LAST_ROTATIONS = 5
 CHUNK_ROWS = 65_536
 
 
@@ -158,14 +159,22 @@ def _polar(matrix: Tensor) -> Tensor:
 
 
 def _rotate(unit: Tensor, start: Tensor) -> Tensor:
-    """Return the rotation after alternating between group indicators and the rotation nearest to them."""
+    """Return the rotation after alternating between group indicators and the rotation nearest to them.
+
+    Most of the way goes on an even subset of many rows, the last steps on all.
+    """
+    step = len(unit) // MAX_PIVOT_ROWS
+    if step > 1:
+        start = _rotate(unit[::step].contiguous(), start)
     k = start.shape[1]
     rotation, best = start, -1.0
-    for _ in range(MAX_ROTATIONS):
+    for _ in range(MAX_ROTATIONS if step <= 1 else LAST_ROTATIONS):
         sums = torch.zeros((k, k), dtype=torch.float64)
         for begin in range(0, len(unit), CHUNK_ROWS):
             part = unit[begin : begin + CHUNK_ROWS]
-            indicator = torch.nn.functional.one_hot((part @ rotation).argmax(1), k).to(part.dtype)
+            indicator = torch.zeros((len(part), k)).scatter_(
+                1, (part @ rotation).argmax(1, keepdim=True), 1.0
+            )
             sums += (part.T @ indicator).double()
         with one_thread():
             u, size, vh = torch.linalg.svd(sums)

@@ -43,6 +43,38 @@ def half_error(candidates: Tensor, centers: Tensor, kernel: Kernel) -> float:
     return float((half - full).norm() / full.norm())
 
 
+class _Worst:
+    """The rows with the largest scores of a stream, ties by row number."""
+
+    def __init__(self, n_keep: int) -> None:
+        self.n_keep, self.floor = n_keep, 1e-12
+        self.scores: list[Tensor] = []
+        self.indices: list[Tensor] = []
+
+    def add(self, score: Tensor, start: int) -> None:
+        if not self.n_keep:
+            return
+        index = (score > self.floor).nonzero()[:, 0]
+        self.scores.append(score[index])
+        self.indices.append(index + start)
+        if sum(map(len, self.scores)) > 8 * self.n_keep:
+            self._prune()
+
+    def rows(self) -> NDArray[np.int64]:
+        self._prune()
+        kept = self.indices[0].cpu().numpy() if self.indices else np.empty(0)
+        return np.sort(kept).astype(np.int64)
+
+    def _prune(self) -> None:
+        if not self.scores:
+            return
+        score, index = torch.cat(self.scores), torch.cat(self.indices)
+        keep = torch.argsort(score, descending=True, stable=True)[: self.n_keep]
+        self.scores, self.indices = [score[keep]], [index[keep]]
+        if len(keep) == self.n_keep:
+            self.floor = float(score[keep[-1]])
+
+
 @dataclass(frozen=True)
 class _FirstLook:
     """What the pass over all rows against the centroids found."""
@@ -187,7 +219,7 @@ def _first_look(
         n_keep: How many of the worst explained rows to return.
     """
     device = centers.device
-    best_score, best_row = torch.zeros(0, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+    worst = _Worst(n_keep)
     weights = None if w is None and typical is None else torch.empty(rows.n, dtype=torch.float64)
     sums = torch.zeros(1 + len(centers), dtype=torch.float64, device=device)
     for start, stop, raw in rows.chunks(CHUNK_ROWS):
@@ -209,12 +241,8 @@ def _first_look(
             own = own.to(device, torch.float32)
             sums[0] += own.sum(dtype=torch.float64)
             sums[1:] += (own @ block).double()
-        if n_keep:
-            score = torch.cat([best_score, _landmarks.residual_scores(block, crowd)])
-            index = torch.cat([best_row, torch.arange(start, stop, device=device)])
-            keep = torch.argsort(score, descending=True, stable=True)[:n_keep]
-            best_score, best_row = score[keep], index[keep]
-    far_rows = np.sort(best_row[best_score > 1e-12].cpu().numpy()).astype(np.int64)
+        worst.add(_landmarks.residual_scores(block, crowd), start)
+    far_rows = worst.rows()
     if weights is not None:
         mean = float(weights.mean())
         weights, sums = weights / mean, sums / mean

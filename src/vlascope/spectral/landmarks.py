@@ -44,7 +44,7 @@ def residual_scores(block_nm: Tensor, crowd: Tensor) -> Tensor:
         block_nm: Affinities of rows to centroids, in [0, 1].
         crowd: How many rows are like each row, by the centroids' counts, [n].
     """
-    nearest = block_nm.max(1).values
+    nearest = block_nm.amax(1)
     return (1 - nearest * nearest) / (1 + crowd)
 
 

@@ -19,7 +19,7 @@ from .health import Health
 from .landmarks import CANDIDATES_PER_CENTROID
 from .rows import Rows, require_finite
 
-CHUNK_ROWS = 8192
+CHUNK_ROWS = 4096
 MANY_EIG = 32
 """Up to this many eigenvectors 256 + 256 landmarks do; above, 512 + 512."""
 
