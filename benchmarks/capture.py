@@ -1,11 +1,15 @@
 """Capturing: overhead over the bare forward loop, against other ways, memory, reading, and Ray.
 
-    python -m benchmarks.capture [--quick] [--only overhead memory reading ray]
+    python -m benchmarks.capture [--quick] [--only overhead memory reading ray] [--resume]
 
 Prints a table and saves benchmarks/results/capture.json (with --quick: capture-quick.json, small sizes that show that
-everything runs, not how fast). Every timing is end to end, on files of one temporary folder (--folder), and the ways
-that are compared take turns, so that a slow minute of the machine hits all of them. The model has random weights: the
-time of a forward pass does not depend on them.
+everything runs, not how fast), row by row as they are done: --only measures some rows and leaves the others as they
+are, --resume measures those that the file lacks. About 12 minutes of two cores that have nothing else to do.
+
+Every timing is end to end, on files of one temporary folder (--folder), and the ways that are compared take turns, so
+that a slow minute of the machine hits all of them; a ratio is the median of those of the rounds. Beside the time on
+the clock stands that of the processor: where other programs compute as well, only the latter means anything. The
+model has random weights: the time of a forward pass does not depend on them.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ import numpy as np
 import torch
 
 import vlascope as vs
-from benchmarks._record import environment, save
+from benchmarks._record import RESULTS, environment, save
+from vlascope.files import read_json
 from vlascope.items import Item, ItemSource
 from vlascope.models import Grid
 from vlascope.runs import RayEngine, Run
@@ -103,7 +108,7 @@ def small_model() -> Any:
 
 
 def overhead(folder: Path, *, quick: bool) -> dict[str, Any]:
-    n_items, batch, repeats = (16, 4, 1) if quick else (96, 8, 3)
+    n_items, batch, repeats = (16, 4, 1) if quick else (72, 8, 3)
     shape = (
         {"width": 64, "n_layers": 3, "image_px": 64}
         if quick
@@ -164,16 +169,19 @@ def overhead(folder: Path, *, quick: bool) -> dict[str, Any]:
     else:
         ways["nnsight + torch.save"] = nnsight
     secs: dict[str, list[float]] = {name: [] for name in ways}
+    cpu_secs: dict[str, list[float]] = {name: [] for name in ways}
     bare()  # warm
     for _ in range(repeats):
         for name, way in ways.items():
             for leaf in ("run", "torch", "nnsight"):
                 shutil.rmtree(folder / leaf, ignore_errors=True)
+            before = time.process_time()
             secs[name].append(_secs(way))
+            cpu_secs[name].append(time.process_time() - before)
     stored = n_items * (grid.rows * grid.cols + 1) * shape["width"] * 4 * shape["n_layers"]
     median = {name: statistics.median(values) for name, values in secs.items()}
-    bare_secs, ours_secs = median["bare forward loop"], median["vlascope capture"]
-    others = {name: x for name, x in median.items() if "torch.save" in name}
+    base, ours_name = "bare forward loop", "vlascope capture"
+    others = [name for name in ways if "torch.save" in name]
     return {
         **shape,
         "n_items": n_items,
@@ -181,12 +189,20 @@ def overhead(folder: Path, *, quick: bool) -> dict[str, Any]:
         "stored_mb": round(stored / 1e6, 1),
         "disk_write_mb_per_sec": round(_disk_speed(folder, 16 if quick else 512), 1),
         "secs": {name: [round(x, 3) for x in values] for name, values in secs.items()},
+        "cpu_secs": {name: [round(x, 3) for x in values] for name, values in cpu_secs.items()},
         "items_per_sec": {name: round(n_items / x, 3) for name, x in median.items()},
-        "share_of_bare_loop": round(bare_secs / ours_secs, 3),
-        "times_faster_than": {name: round(x / ours_secs, 3) for name, x in others.items()},
-        "most_that_is_possible": {name: round(x / bare_secs, 3) for name, x in others.items()},
+        "share_of_bare_loop": _ratio(secs, base, ours_name),
+        "share_of_bare_loop_cpu": _ratio(cpu_secs, base, ours_name),
+        "times_faster_than": {name: _ratio(secs, name, ours_name) for name in others},
+        "times_faster_than_cpu": {name: _ratio(cpu_secs, name, ours_name) for name in others},
+        "most_that_is_possible": {name: _ratio(secs, name, base) for name in others},
         "not_compared": missing,
     }
+
+
+def _ratio(secs: dict[str, list[float]], of: str, to: str) -> float:
+    """Median over the rounds of the time of one way over that of another."""
+    return round(statistics.median(x / y for x, y in zip(secs[of], secs[to], strict=True)), 3)
 
 
 def _at(traced: Any, path: str) -> Any:
@@ -340,6 +356,7 @@ def table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     lines: list[tuple[str, str, str]] = []
     if found := results.get("overhead"):
         lines.append(("capture / bare forward loop, items/s", str(found["share_of_bare_loop"]), ">= 0.9"))
+        lines.append(("the same, in time of the processor", str(found["share_of_bare_loop_cpu"]), ">= 0.9"))
         for name, times in found["times_faster_than"].items():
             limit = found["most_that_is_possible"][name]
             lines.append(
@@ -364,9 +381,11 @@ def table(results: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def main() -> None:
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--resume", action="store_true", help="measure only what the saved file lacks")
     parser.add_argument("--folder", type=Path, help="disk to write to (default: the temporary folder)")
     parser.add_argument("--child", nargs=2, metavar=("N", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -374,19 +393,36 @@ def main() -> None:
     if args.child:
         _child(int(args.child[0]), Path(args.child[1]))
         return
-    env = environment()
-    results: dict[str, Any] = {"quick": args.quick}
+    name = "capture-quick" if args.quick else "capture"
+    results = _saved(name)
+    if not args.resume:
+        results = {row: found for row, found in results.items() if row not in args.only}
     rows = {"overhead": overhead, "memory": memory, "reading": reading, "ray": ray}
-    with tempfile.TemporaryDirectory(prefix="vlascope-capture-", dir=args.folder) as name:
+    with tempfile.TemporaryDirectory(prefix="vlascope-capture-", dir=args.folder) as scratch:
         for row in args.only:
-            folder = Path(name) / row
-            folder.mkdir()
-            results[row] = rows[row](folder, quick=args.quick)
-            shutil.rmtree(folder)
+            if row not in results:
+                env = environment()
+                folder = Path(scratch) / row
+                folder.mkdir()
+                started = time.perf_counter()
+                found = rows[row](folder, quick=args.quick)
+                found |= {"total_secs": round(time.perf_counter() - started, 1), "environment": env}
+                shutil.rmtree(folder)
+                results[row] = found
+                save(name, environment=env, results=results)
             for measure, value, wanted in table({row: results[row]}):
                 print(f"{measure:<60} {value:<36} {wanted}", flush=True)
-    path = save("capture-quick" if args.quick else "capture", environment=env, results=results)
-    print(f"saved {path}")
+    print(f"saved {RESULTS / name}.json")
+
+
+def _saved(name: str) -> dict[str, Any]:
+    """Rows that were measured before."""
+    path = RESULTS / f"{name}.json"
+    return (
+        {row: found for row, found in read_json(path)["results"].items() if row in ROWS}
+        if path.exists()
+        else {}
+    )
 
 
 if __name__ == "__main__":
