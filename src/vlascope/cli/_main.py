@@ -102,6 +102,12 @@ VERBS = (
         "vlascope concepts runs/coco",
     ),
     Verb(
+        "temporal",
+        "follow concepts through episodes: change points, events, early warning",
+        "temporal",
+        "vlascope temporal runs/first --words language.5",
+    ),
+    Verb(
         "label",
         "list episodes, record success, failure or drop, write out those to keep",
         "label",

@@ -29,6 +29,7 @@ from .resample import (
 from .result import Result, adjusted, cannot_say
 from .scores import ari, nmi, silhouette
 from .sensitivity import CHANGES, SensitivityResult, sensitivity
+from .temporal import TemporalResult, temporal
 from .trace import LayerTrace, TraceResult, compare_traces, trace
 from .truth import Truth, read_truth
 from .world_model import WorldModelResult, world_model
@@ -51,6 +52,7 @@ __all__ = [
     "CHANGES",
     "ProbeResult",
     "SensitivityResult",
+    "TemporalResult",
     "WorldModelResult",
     "probe",
     "probe_arrays",
@@ -86,6 +88,7 @@ __all__ = [
     "run_units",
     "separability",
     "silhouette",
+    "temporal",
     "trace",
     "units_of",
 ]

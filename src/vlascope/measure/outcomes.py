@@ -1,0 +1,270 @@
+"""Successes and failures side by side: episodes aligned in time, concepts that differ, early warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .resample import bootstrap_mean, summarise_null, units_of
+from .result import Result, adjusted, cannot_say
+from .timeline import Timeline
+
+MIN_EACH = 5
+"""Successes and failures below which neither a difference nor a warning can be told."""
+FALSE_ALARMS = 0.1
+N_BINS = 20
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Episodes on one axis of time.
+
+    Attributes:
+        time: float64 [t]; frames from the event (0 is when it is first seen), or share of the episode, 0..1.
+        curves: float32 [n_episodes, t, k], occupancy; NaN where an episode has no such frame.
+        episodes: Number of each episode.
+        event: The event; None where time is the share of the episode.
+    """
+
+    time: NDArray[np.float64]
+    curves: NDArray[np.float32]
+    episodes: tuple[int, ...]
+    event: str | None
+
+
+def align(lines: Sequence[Timeline], *, event: str | None = None, n_bins: int = N_BINS) -> Aligned:
+    """Return the occupancy of several episodes on one axis of time.
+
+    Args:
+        lines: Episodes.
+        event: Align at this event; episodes without it are left out. None stretches every episode to one length.
+        n_bins: Points in time where episodes are stretched (linear interpolation).
+
+    Raises:
+        InputError: no episode has the event, or no episodes.
+    """
+    chosen = [line for line in lines if event is None or event in line.events]
+    if not chosen:
+        known = sorted({name for line in lines for name in line.events})
+        raise InputError(f"none of {len(lines)} episodes has an event '{event}'; known: {', '.join(known)}.")
+    k = chosen[0].occupancy.shape[1]
+    if event is None:
+        time = np.linspace(0, 1, n_bins)
+        curves = np.empty((len(chosen), n_bins, k), np.float32)
+        for out, line in zip(curves, chosen, strict=True):
+            at = time * (line.n_frames - 1)
+            for c in range(k):
+                out[:, c] = np.interp(at, np.arange(line.n_frames), line.occupancy[:, c])
+    else:
+        before = max(line.events[event] for line in chosen)
+        after = max(line.n_frames - line.events[event] for line in chosen)
+        time = np.arange(-before, after, dtype=np.float64)
+        curves = np.full((len(chosen), len(time), k), np.nan, np.float32)
+        for out, line in zip(curves, chosen, strict=True):
+            start = before - line.events[event]
+            out[start : start + line.n_frames] = line.occupancy
+    return Aligned(time, curves, tuple(line.episode for line in chosen), event)
+
+
+def compare_outcomes(
+    lines: Sequence[Timeline], *, event: str | None = None, n_permutations: int = 199, seed: int = 0
+) -> list[Result]:
+    """Return for each concept how far its occupancy differs between failures and successes, at its worst moment.
+
+    The statistic is the largest |mean of failures - mean of successes| over aligned time; the null shuffles outcomes
+    between episodes and takes the largest again, so that looking at many moments is paid for; p is corrected over
+    concepts (Benjamini-Hochberg).
+
+    Args:
+        lines: Episodes; those of unknown outcome are left out.
+        event: See `align`.
+        n_permutations: Shuffles.
+        seed: Seeds them.
+
+    Returns:
+        One result per concept; `details` holds the time and the sign. One "cannot say" with fewer than 5 of either.
+    """
+    known = [one for one in lines if one.success is not None and (event is None or event in one.events)]
+    success = np.array([one.success for one in known], bool)
+    if min(int(success.sum()), int((~success).sum())) < MIN_EACH:
+        reason = (
+            f"{int(success.sum())} successes and {int((~success).sum())} failures; need {MIN_EACH} of each"
+        )
+        return [cannot_say("failure - success", reason, unit="occupancy", n=len(known), over="episode")]
+    aligned = align(known, event=event)
+    x = aligned.curves.astype(np.float64)
+    seen = np.isfinite(x[:, :, 0])
+    enough = (seen[success].sum(0) >= MIN_EACH) & (seen[~success].sum(0) >= MIN_EACH)
+    if not enough.any():
+        reason = "at no aligned moment there are enough successes and failures"
+        return [cannot_say("failure - success", reason, unit="occupancy", n=len(known), over="episode")]
+    x, seen, time = np.nan_to_num(x[:, enough]), seen[:, enough], aligned.time[enough]
+
+    def differences(is_success: NDArray[np.bool_]) -> NDArray[np.float64]:
+        means = []
+        for group in (~is_success, is_success):
+            means.append(
+                np.einsum("e,etk->tk", group.astype(float), x) / np.maximum(seen[group].sum(0), 1)[:, None]
+            )
+        return means[0] - means[1]
+
+    found = differences(success)
+    rng = np.random.default_rng([seed, 2])
+    null = np.stack([np.abs(differences(rng.permutation(success))).max(0) for _ in range(n_permutations)])
+    out = []
+    for c in range(x.shape[2]):
+        at = int(np.abs(found[:, c]).argmax())
+        test = summarise_null(float(np.abs(found[at, c])), null[:, c])
+        out.append(
+            Result(
+                name=f"concept {c}",
+                value=float(found[at, c]),
+                unit="occupancy, failure - success",
+                n=len(known),
+                over="episode",
+                n_units=len(known),
+                controls={"shuffled outcomes (absolute)": test.null_mean},
+                p=test.p,
+                details={
+                    "time": float(time[at]),
+                    "time_is": f"frames from {event}" if event else "share of episode",
+                },
+            )  # fmt: skip
+        )
+    return adjusted(out)
+
+
+@dataclass(frozen=True)
+class Warnings:
+    """How early failures announce themselves.
+
+    Attributes:
+        caught: Share of failures with an alarm before they happen; control: share of successes with any alarm.
+        lead: Median frames from alarm to failure, over the failures that were caught.
+        alarms: Episode -> frame of its first alarm (None: no alarm).
+        failures: Episode -> frame at which it failed.
+    """
+
+    caught: Result
+    lead: Result
+    alarms: dict[int, int | None]
+    failures: dict[int, int]
+
+
+def early_warning(
+    lines: Sequence[Timeline],
+    *,
+    failure_event: str | None = None,
+    false_alarms: float = FALSE_ALARMS,
+    n_permutations: int = 199,
+    seed: int = 0,
+) -> Warnings:
+    """Return how many frames before a failure its frames stop looking like those of successes.
+
+    A frame's oddity is the distance of its occupancy from the nearest frame of other, successful episodes (episodes
+    never judge themselves). An episode raises the alarm at its first frame above the threshold; the threshold is the
+    conformal quantile of the successes' largest oddities, so that at most `false_alarms` of new successes would.
+
+    Args:
+        lines: Episodes with known outcomes.
+        failure_event: Event at which failures happen, where an episode has it; else the last frame.
+        false_alarms: Share of successes that may raise an alarm, 0..1.
+        n_permutations: Shuffles of the outcomes behind the p-value of `caught`.
+        seed: Seeds shuffles and bootstrap.
+
+    Returns:
+        The results; "cannot say" with fewer than 5 failures or too few successes for that share (about 1 / share).
+
+    Cost: all pairs of frames once, O(frames² k); then O(episodes²) per shuffle.
+    References: conformal threshold: Vovk, Gammerman and Shafer 2005, doi:10.1007/b106715.
+    """
+    if not 0 < false_alarms < 1:
+        raise InputError(f"got false_alarms={false_alarms}; need a share between 0 and 1.")
+    known = [one for one in lines if one.success is not None]
+    success = np.array([one.success for one in known], bool)
+    n_won, n_lost = int(success.sum()), int((~success).sum())
+    need = max(MIN_EACH, int(np.ceil(1 / false_alarms)) - 1)
+    failed_at = {
+        one.episode: one.events.get(failure_event, one.n_frames - 1) if failure_event else one.n_frames - 1
+        for one in known
+        if not one.success
+    }
+    unit = "share of failures warned of"
+    if n_won < need or n_lost < MIN_EACH:
+        reason = f"{n_won} successes and {n_lost} failures; need {need} and {MIN_EACH}"
+        nothing = cannot_say("early warning", reason, unit=unit, n=len(known), over="episode")
+        lead = cannot_say("lead time", reason, unit="frames", n=len(known), over="episode")
+        return Warnings(nothing, lead, {}, failed_at)
+    near = _nearest(known)
+    alarms = _alarms(near, success, false_alarms)
+    ends = np.array([failed_at.get(one.episode, one.n_frames - 1) for one in known])
+    early = np.array([a is not None and a < end for a, end in zip(alarms, ends, strict=True)])
+    value = float(early[~success].mean())
+    rng = np.random.default_rng([seed, 3])
+    null = []
+    for _ in range(n_permutations):
+        other = rng.permutation(success)
+        raised = _alarms(near, other, false_alarms)
+        null.append(
+            np.mean(
+                [
+                    a is not None and a < end
+                    for a, end, won in zip(raised, ends, other, strict=True)
+                    if not won
+                ]
+            )
+        )
+    test = summarise_null(value, np.array(null))
+    units = units_of(np.flatnonzero(~success).tolist(), over="episode")
+    raised_in_success = np.mean([a is not None for a, won in zip(alarms, success, strict=True) if won])
+    caught = Result(
+        name="early warning", value=value, unit=unit, n=n_lost, over="episode", n_units=n_lost,
+        interval=bootstrap_mean(early[~success].astype(float), units, seed=seed), p=test.p,
+        controls={"false alarms in successes": float(raised_in_success), "shuffled outcomes": test.null_mean},
+        details={"allowed_false_alarms": false_alarms, "successes": n_won},
+    )  # fmt: skip
+    times = np.array(
+        [end - a for a, end, hit in zip(alarms, ends, early & ~success, strict=True) if hit and a is not None]
+    )
+    if not len(times):
+        lead = cannot_say("lead time", "no failure was warned of", unit="frames", n=n_lost, over="episode")
+    else:
+        draws = np.median(rng.choice(times, (2000, len(times))), axis=1)
+        ends95 = (
+            (float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))) if len(times) > 1 else None
+        )
+        lead = Result(
+            name="lead time", value=float(np.median(times)), unit="frames (median over warned failures)",
+            n=len(times), over="episode", n_units=len(times), interval=ends95,
+        )  # fmt: skip
+    return Warnings(caught, lead, {one.episode: a for one, a in zip(known, alarms, strict=True)}, failed_at)
+
+
+def _nearest(lines: Sequence[Timeline]) -> list[NDArray[np.float64]]:
+    """Return for each episode [f, n_episodes]: distance of each frame to the nearest frame of each other episode."""
+    roots = [
+        np.sqrt(one.occupancy.astype(np.float64)) for one in lines
+    ]  # Hellinger: small shares count as well
+    out = []
+    for i, mine in enumerate(roots):
+        columns = []
+        for j, other in enumerate(roots):
+            if i == j:
+                columns.append(np.full(len(mine), np.inf))
+            else:
+                square = (mine**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * mine @ other.T
+                columns.append(np.sqrt(square.min(1).clip(min=0)))
+        out.append(np.stack(columns, 1))
+    return out
+
+
+def _alarms(near: list[NDArray[np.float64]], success: NDArray[np.bool_], share: float) -> list[int | None]:
+    """Return the frame of each episode's first alarm, given which episodes count as successes."""
+    odd = [one[:, success].min(1) for one in near]
+    highest = np.sort([one.max() for one, won in zip(odd, success, strict=True) if won])
+    threshold = highest[min(len(highest), int(np.ceil((len(highest) + 1) * (1 - share)))) - 1]
+    return [int(np.argmax(one > threshold)) if (one > threshold).any() else None for one in odd]
