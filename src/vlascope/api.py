@@ -167,6 +167,8 @@ def cut(
     color_space: Literal["rgb", "oklab"] = "rgb",
     affinity: Literal["rbf", "cosine"] = "rbf",
     density: float = 0.05,
+    balance: Literal["density", "uniform"] = "density",
+    method: Literal["kmeans", "rotation", "qr"] = "kmeans",
     seed: int = 0,
     fit_tokens: int | None = None,
     engine: Engine | None = None,
@@ -188,6 +190,8 @@ def cut(
         color_space: "rgb" is vivid; in "oklab" equal steps look equal.
         affinity: How alike two tokens are.
         density: Mean affinity that the scale is set to; lower is more local.
+        balance: "uniform" gives rare concepts as much say as frequent ones, see `NystromNCut`.
+        method: How eigenvectors become groups, see `vlascope.spectral.kway`.
         seed: Seed of everything random.
         fit_tokens: Fit on so many tokens and place the others in that cut, for many millions of them; None: all.
         engine: Who places and colours the tokens, block by block (`vlascope.runs.RayEngine()`); None is this process.
@@ -212,6 +216,8 @@ def cut(
         color_space=color_space,
         affinity=affinity,
         density=density,
+        balance=balance,
+        method=method,
         seed=seed,
         fit_tokens=fit_tokens,
         engine=engine,

@@ -33,6 +33,10 @@ class Args(Common):
     """how alike two tokens are"""
     density: float = 0.05
     """mean affinity aimed at; lower is more local"""
+    balance: Literal["density", "uniform"] = "density"
+    """uniform: rare concepts count as much as frequent ones"""
+    method: Literal["kmeans", "rotation", "qr"] = "kmeans"
+    """how eigenvectors become groups"""
     color: Literal["tsne", "umap", "mspace", "pca"] = "tsne"
     """how eigenvectors become colours"""
     color_space: Literal["rgb", "oklab"] = "rgb"
@@ -65,6 +69,8 @@ def run(args: Args) -> int:
             k=args.k,
             affinity=args.affinity,
             density=args.density,
+            balance=args.balance,
+            method=args.method,
             color=args.color,
             color_space=args.color_space,
             seed=args.seed,

@@ -105,6 +105,8 @@ def footer(params: Mapping[str, Any]) -> str:
 _SETTINGS = (
     ("affinity", "affinity"),
     ("density", "density"),
+    ("balance", "balance"),
+    ("groups by", "method"),
     ("n_eig", "n_eig"),
     ("seed", "seed"),
     ("colours", "color"),

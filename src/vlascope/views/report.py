@@ -287,7 +287,10 @@ class _Builder:
         words = ["vlascope", "cut", str(run.path), "--site", *cut.sites, "--k", *map(str, cut.labels)]
         for key, flag in (
             ("n_eig", "--n-eig"),
+            ("affinity", "--affinity"),
             ("density", "--density"),
+            ("balance", "--balance"),
+            ("method", "--method"),
             ("color", "--color"),
             ("color_space", "--color-space"),
             ("seed", "--seed"),
