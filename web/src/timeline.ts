@@ -100,19 +100,20 @@ export class Timeline {
     const x = (frame: number) => LEFT + (span * frame) / Math.max(1, n - 1);
     const frameOf = new Map((episode?.steps ?? []).map((step, i) => [step, i]));
     const hasEvents = !!episode && (episode.events.length > 0 || !!episode.change_points?.length);
-    const top = hasEvents ? 20 : 4;
-    const bands: ("closed" | "concepts" | "anomaly")[] = ["concepts"];
-    if (episode?.closed) bands.unshift("closed");
-    if (episode?.anomaly) bands.push("anomaly");
-    const bandsTop = height - bands.length * 20;
+    const names = this.placeNames(ctx, episode, (step) => frameOf.get(step), x, width);
+    const top = 4 + (hasEvents ? 14 * Math.max(1, ...names.map((e) => e.row + 1)) : 0);
+    const bands: { name: string; tall: number }[] = [{ name: "concepts", tall: 24 }];
+    if (episode?.closed) bands.unshift({ name: "closed", tall: 12 });
+    if (episode?.anomaly) bands.push({ name: "anomaly", tall: 16 });
+    const bandsTop = height - bands.reduce((sum, band) => sum + band.tall + 4, 0);
     const label = (name: string, y: number) => {
       ctx.fillStyle = muted;
       ctx.textAlign = "right";
       ctx.fillText(name, LEFT - 8, y);
     };
     if (curves.length) this.curves(ctx, curves, x, top, bandsTop - 8, { muted, line, label, right: width - RIGHT });
-    bands.forEach((band, i) => {
-      const y = bandsTop + 20 * i + 3, tall = 14;
+    let y = bandsTop + 4;
+    for (const { name: band, tall } of bands) {
       if (band === "concepts") this.concepts(ctx, y, tall, x, span / Math.max(1, n - 1));
       else if (band === "anomaly") this.area(ctx, episode!.anomaly!.values, y, tall, x, css("--bad"));
       else {
@@ -126,27 +127,21 @@ export class Timeline {
           ctx.fillRect(from, y, to - from, tall);
         });
       }
-      label(band === "closed" ? "closed" : band, y + tall / 2);
-    });
+      label(band, y + tall / 2);
+      y += tall + 4;
+    }
     ctx.strokeStyle = accent;
     ctx.setLineDash([3, 3]);
     ctx.lineWidth = 1;
-    let lastEnd = -Infinity;
-    for (const event of episode?.events ?? []) {
-      const frame = frameOf.get(event.step);
-      if (frame === undefined) continue;
+    for (const { name, frame, from, row } of names) {
       const ex = Math.round(x(frame)) + 0.5;
       ctx.beginPath();
-      ctx.moveTo(ex, top - 4);
+      ctx.moveTo(ex, 14 * (row + 1));
       ctx.lineTo(ex, height - 2);
       ctx.stroke();
-      const wide = ctx.measureText(event.name).width;
-      const from = Math.min(Math.max(LEFT, ex - wide / 2), width - RIGHT - wide);
-      if (from < lastEnd + 8) continue; // a name that would cover the one before it is left to the line alone
       ctx.fillStyle = accent;
       ctx.textAlign = "left";
-      ctx.fillText(event.name, from, 8);
-      lastEnd = from + wide;
+      ctx.fillText(name, from, 7 + 14 * row);
     }
     ctx.strokeStyle = css("--bad");
     for (const point of episode?.change_points ?? []) {
@@ -172,6 +167,25 @@ export class Timeline {
         return h("span", {}, swatch, `${c.name} `, h("b", {}, `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`));
       }),
     );
+  }
+
+  /** Where the names of the events stand: each over its line, in the first of three rows where it covers no other. */
+  private placeNames(
+    ctx: CanvasRenderingContext2D, episode: Episode | undefined, frameOf: (step: number) => number | undefined,
+    x: (frame: number) => number, width: number,
+  ) {
+    const ends = [-Infinity, -Infinity, -Infinity];
+    const placed: { name: string; frame: number; from: number; row: number }[] = [];
+    for (const { name, step } of episode?.events ?? []) {
+      const frame = frameOf(step);
+      if (frame === undefined) continue;
+      const wide = ctx.measureText(name).width;
+      const from = Math.min(Math.max(LEFT, x(frame) - wide / 2), width - RIGHT - wide);
+      const row = Math.max(0, ends.findIndex((end) => from >= end + 8));
+      ends[row] = from + wide;
+      placed.push({ name, frame, from, row });
+    }
+    return placed;
   }
 
   private curves(

@@ -122,8 +122,9 @@ class RunBook:
         if number not in held:
             raise InputError("there is no such episode in this run.")
         track = episode_track(self.run, episode=number, items=held[number])
-        states = [self.run.items[i].state for i in held[number]]
-        has_states = all(s is not None for s in states) and len({np.shape(s) for s in states}) == 1
+        found = [self.run.items[i].state for i in held[number]]
+        states = [state for state in found if state is not None]
+        has_states = len(states) == len(found) and len({state.shape for state in states}) == 1
         moves = track.moves_cm
         closed = track.gripper_closed
         if moves is not None:
@@ -148,8 +149,8 @@ class RunBook:
             "closed": None if closed is None else [bool(c) for c in closed],
             "states": (
                 [
-                    {"name": f"state {i}", "values": _numbers(np.array([s[i] for s in states]))}  # type: ignore[index]
-                    for i in range(min(8, len(states[0])))  # type: ignore[arg-type]
+                    {"name": f"state {i}", "values": _numbers(np.array([s[i] for s in states]))}
+                    for i in range(min(8, len(states[0])))
                 ]
                 if has_states
                 else []

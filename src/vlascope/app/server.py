@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +54,24 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
         MissingExtraError: FastAPI is not installed.
     """
     try:
-        from fastapi import FastAPI, Path, Query, Request, Response
+        from fastapi import FastAPI, Request, Response
+        from fastapi.exceptions import RequestValidationError
         from fastapi.responses import JSONResponse
-        from pydantic import BaseModel, ConfigDict, Field
+        from starlette.exceptions import HTTPException
+
+        from .questions import (
+            Camera,
+            K,
+            Key,
+            Likeness,
+            Mask,
+            NEig,
+            Number,
+            PaletteMethod,
+            SiteName,
+            SiteNames,
+            Verdict,
+        )
     except ImportError as error:
         raise missing_extra("fastapi", extra="app", needed_for="vlascope app") from error
 
@@ -64,37 +79,6 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
     reviews = ReviewTable(books[0].run.path / "labels.csv" if table is None else table)
     state = _State(books)
     api = FastAPI(title="vlascope", version=__version__, docs_url=None, redoc_url=None)
-
-    Key = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$")]
-    Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
-    Site = Annotated[str, Query(min_length=1, max_length=200)]
-    Method = Literal["concepts", "features"]
-
-    class Click(BaseModel):
-        """One clicked token."""
-
-        model_config = ConfigDict(extra="forbid")
-        run: str = Field(pattern=r"^[0-9a-f]{12}$")
-        site: str = Field(min_length=1, max_length=200)
-        token: int = Field(ge=0, le=2**31 - 1)
-        positive: bool = True
-
-    class Mask(BaseModel):
-        """Clicked tokens, and where the mask is wanted."""
-
-        model_config = ConfigDict(extra="forbid")
-        clicks: list[Click] = Field(min_length=1, max_length=64)
-        sites: str = Field(default="*", min_length=1, max_length=4000)
-        n_eig: int = Field(default=20, ge=1, le=4096)
-        threshold: float = Field(default=0.5, gt=-1, lt=1)
-
-    class ReviewIn(BaseModel):
-        """What a person says about an episode or image."""
-
-        model_config = ConfigDict(extra="forbid")
-        id: str = Field(min_length=1, max_length=400)
-        review: Literal["success", "failure", "drop"]
-        reason: str = Field(default="", max_length=400)
 
     def book_of(key: str) -> RunBook:
         if key not in by_key:
@@ -133,12 +117,12 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
         return JSONResponse(book_of(key).episode(number), headers=_FOREVER)
 
     @api.get("/api/runs/{key}/layout")
-    def get_layout(key: Key, name: Annotated[str, Query(min_length=1, max_length=100)]) -> JSONResponse:
+    def get_layout(key: Key, name: SiteName) -> JSONResponse:
         """Return where the tokens of a layout lie."""
         return JSONResponse(book_of(key).layout(name), headers=_FOREVER)
 
     @api.get("/api/runs/{key}/images/{item}/{camera}", response_class=Response)
-    def get_image(key: Key, item: Number, camera: Annotated[int, Path(ge=0, le=99)]) -> Response:
+    def get_image(key: Key, item: Number, camera: Camera) -> Response:
         """Return the pixels that the model saw, reduced for the page."""
         data, kind = image_bytes(book_of(key).run, item, camera)
         return Response(data, media_type=kind, headers=_FOREVER)
@@ -146,9 +130,9 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
     @api.get("/api/runs/{key}/colors", response_class=Response)
     def get_colors(
         key: Key,
-        site: Site,
-        method: Annotated[Literal[METHODS], Query()],  # type: ignore[valid-type]
-        n_eig: Annotated[int, Query(ge=2, le=4096)],
+        site: SiteName,
+        method: PaletteMethod,
+        n_eig: NEig,
     ) -> Response:
         """Return a colour for every token of a site, uint8 [n, 3]."""
         book = book_of(key)
@@ -156,14 +140,14 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
         return binary({"site": site}, [rgb], keep=True)
 
     @api.get("/api/runs/{key}/labels", response_class=Response)
-    def get_labels(key: Key, site: Site, k: Annotated[int, Query(ge=1, le=65_535)]) -> Response:
+    def get_labels(key: Key, site: SiteName, k: K) -> Response:
         """Return the cluster of every token of a site, uint8 (uint16 above k = 256) [n]."""
         book = book_of(key)
         values = book.labels(book.site(site), k)
         return binary({"site": site, "k": k, "bytes": values.itemsize}, [values], keep=True)
 
     @api.get("/api/runs/{key}/words", response_class=Response)
-    def get_word_colors(key: Key, site: Site) -> Response:
+    def get_word_colors(key: Key, site: SiteName) -> Response:
         """Return the colours of a site's tokens in a cut of the words alone, uint8 [n, 3]; none where there is none."""
         book = book_of(key)
         rgb = book.word_rgb(book.site(site))
@@ -171,12 +155,12 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
 
     @api.get("/api/similar", response_class=Response)
     def get_similar(
-        run: Annotated[str, Query(pattern=r"^[0-9a-f]{12}$")],
-        site: Site,
-        token: Annotated[int, Query(ge=0, le=2**31 - 1)],
-        method: Method = "concepts",
-        n_eig: Annotated[int, Query(ge=1, le=4096)] = 20,
-        sites: Annotated[str, Query(min_length=1, max_length=4000)] = "*",
+        run: Key,
+        site: SiteName,
+        token: Number,
+        method: Likeness = "concepts",
+        n_eig: NEig = 20,
+        sites: SiteNames = "*",
     ) -> Response:
         """Return how much every token of some sites is like a clicked one, uint8 [n] per site (0 unlike, 255 alike)."""
         started = time.perf_counter()
@@ -211,7 +195,7 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
         )
 
     @api.post("/api/reviews")
-    def post_review(body: ReviewIn) -> JSONResponse:
+    def post_review(body: Verdict) -> JSONResponse:
         """Record what a person says about an episode or image; every word is kept, the last one counts."""
         known = sorted({row["unit"] for row in books[0].items["items"]})
         reviews.add([body.id], review=body.review, reason=body.reason, known=known)
@@ -224,6 +208,19 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
         else:
             status = 400 if isinstance(error, InputError) else 503
         return JSONResponse({"error": state.without_paths(str(error))}, status_code=status)
+
+    @api.exception_handler(RequestValidationError)
+    def on_nonsense(request: Request, error: RequestValidationError) -> JSONResponse:
+        # Said in words only: what was sent is not echoed (it may be large, or no JSON, such as NaN).
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first.get("loc", ()))[:200]
+        return JSONResponse(
+            {"error": f"{where}: {first.get('msg', 'cannot be used')}"[:400]}, status_code=422
+        )
+
+    @api.exception_handler(HTTPException)
+    def on_refusal(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, status_code=error.status_code)
 
     @api.exception_handler(Exception)
     def on_bug(request: Request, error: Exception) -> JSONResponse:

@@ -245,7 +245,7 @@ def to_bytes(cosine: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _cosine(product: NDArray[np.float32], norms: NDArray[np.float32], length: float) -> NDArray[np.float32]:
-    return np.clip(product / np.maximum(norms * length, 1e-30), -1, 1)
+    return np.clip(product / np.maximum(norms * length, 1e-30), -1, 1).astype(np.float32, copy=False)
 
 
 def _tensor(block: NDArray[Any], dtype: str) -> torch.Tensor:

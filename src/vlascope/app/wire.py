@@ -19,9 +19,7 @@ def pack(header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> bytes:
     blobs = [np.ascontiguousarray(a) for a in arrays]
     text = json.dumps({**header, "sizes": [b.nbytes for b in blobs]}, allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
-    return b"".join(
-        [struct.pack("<I", len(text)), text, *(memoryview(b).cast("B") if b.size else b"" for b in blobs)]
-    )
+    return b"".join([struct.pack("<I", len(text)), text, *(blob.tobytes() for blob in blobs)])
 
 
 def unpack(message: bytes) -> tuple[dict[str, Any], list[bytes]]:

@@ -1,0 +1,108 @@
+"""A small run of a real model-shaped fake, cut, opened and served."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `app_runs`, whatever the import mode
+
+from app_runs import cut_of, make_run
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    made = make_run(tmp_path_factory.mktemp("app") / "first")
+    cut_of(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def second_run(tmp_path_factory):
+    """Eight of the first run's nine items, seen by other weights."""
+    made = make_run(tmp_path_factory.mktemp("app") / "second", n_items=8, weights="w2", version="b")
+    cut_of(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def books(run):
+    from vlascope.app import open_books
+
+    return open_books([run])
+
+
+@pytest.fixture(scope="session")
+def pair(run, second_run):
+    from vlascope.app import open_books
+
+    return open_books([run, second_run])
+
+
+def client_of(app, **options):
+    from starlette.testclient import TestClient
+
+    return TestClient(app, base_url="http://127.0.0.1:8899", raise_server_exceptions=False, **options)
+
+
+@pytest.fixture
+def client(books, tmp_path):
+    pytest.importorskip("fastapi", reason="needs the extra `app`")
+    from vlascope.app import create_app
+
+    return client_of(create_app(books, table=tmp_path / "labels.csv"))
+
+
+@pytest.fixture
+def pair_client(pair, tmp_path):
+    pytest.importorskip("fastapi", reason="needs the extra `app`")
+    from vlascope.app import create_app
+
+    return client_of(create_app(pair, table=tmp_path / "labels.csv"))
+
+
+@pytest.fixture
+def serving(tmp_path):
+    """Start a server for some books in this process and give its address; it ends with the test."""
+    import uvicorn
+
+    from vlascope.app import create_app
+    from vlascope.app.serve import _bind
+
+    started = []
+
+    def start(books):
+        app = create_app(books, table=tmp_path / "labels.csv")
+        bound = _bind("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        started.append((server, thread, bound))
+        threading.Thread(target=app.prepare_all, daemon=True).start()
+        return f"http://127.0.0.1:{bound.getsockname()[1]}/"
+
+    yield start
+    for server, thread, bound in started:
+        server.should_exit = True
+        thread.join(timeout=10)
+        bound.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine; .ci/run installs one")
+    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--disable-quic"]  # fmt: skip
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=path, args=flags)
+        yield opened
+        opened.close()

@@ -1,0 +1,78 @@
+"""Cosines over stored activations: every stored type, blocks, large means; and the sketch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vlascope.app.similarity import ConceptRows, SiteFeatures, rank_correlation, to_bytes
+
+
+class FakeActs:
+    def __init__(self, blocks, dtype):
+        self.blocks, self.dtype = blocks, dtype
+        self.shape = (sum(map(len, blocks)), blocks[0].shape[1])
+
+    def __len__(self):
+        return self.shape[0]
+
+    def stored_blocks(self):
+        yield from self.blocks
+
+    def __getitem__(self, key):
+        whole = np.concatenate(self.blocks)
+        if self.dtype == "bfloat16":
+            whole = (whole.astype(np.uint32) << 16).view(np.float32)
+        return whole[key]
+
+
+def features_of(tmp_path, values, dtype):
+    stored = torch.from_numpy(values).to(getattr(torch, dtype))
+    array = stored.view(torch.int16).numpy().view(np.uint16) if dtype == "bfloat16" else stored.numpy()
+    blocks = [array[:53], array[53:60], array[60:]]
+    for block in blocks:
+        block.flags.writeable = False  # as memory maps are
+    run = SimpleNamespace(
+        acts=lambda site: FakeActs(blocks, dtype),
+        site=lambda site: SimpleNamespace(dtype=dtype),
+        derived_dir=lambda verb, params: tmp_path / "derived" / f"{verb}-{dtype}",
+    )
+    return SiteFeatures(run, "vision.0"), stored.double().numpy()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_exact_cosines_hold_for_every_stored_type_and_a_large_mean(tmp_path, rng, dtype):
+    values = (rng.standard_normal((211, 97)) + 6 * rng.standard_normal(97)).astype(np.float32)
+    features, stored = features_of(tmp_path, values, dtype)
+    got = features.exact(60)
+    centred = stored - stored.mean(0)
+    expected = centred @ centred[60] / np.linalg.norm(centred, axis=1) / np.linalg.norm(centred[60])
+    # Half-precision products are rounded to 8 or 11 bits; one step of the picture is 1/255.
+    assert np.abs(got - expected).max() < {"float32": 1e-5, "float16": 4e-3, "bfloat16": 1.2e-2}[dtype]
+    assert got[60] == pytest.approx(1, abs=1e-2) and got.shape == (211,)
+
+
+def test_sketch_keeps_the_order_of_tokens_and_is_read_back(tmp_path, rng):
+    centres = rng.standard_normal((7, 64)) * 3
+    values = (centres[rng.integers(0, 7, 400)] + rng.standard_normal((400, 64))).astype(np.float32)
+    features, _ = features_of(tmp_path, values, "float32")
+    exact, sketched = features.exact(5), features.sketched(5)
+    assert rank_correlation(exact, sketched) > 0.95
+    assert rank_correlation(exact, rng.permutation(exact)) < 0.3
+    again, _ = features_of(tmp_path, values, "float32")
+    np.testing.assert_array_equal(again.sketched(5), sketched)
+
+
+def test_concept_rows_use_the_first_eigenvectors_only(rng):
+    vectors = rng.standard_normal((101, 7)).astype(np.float32)
+    got = ConceptRows(vectors).cosine(13, n_eig=3, rows=slice(10, 50))
+    part = vectors[:, :3].astype(np.float64)
+    expected = part[10:50] @ part[13] / np.linalg.norm(part[10:50], axis=1) / np.linalg.norm(part[13])
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_bytes():
+    assert to_bytes(np.array([-1, 0, 0.5, 1, np.nan], np.float32)).tolist() == [0, 0, 128, 255, 0]
