@@ -98,6 +98,7 @@ def main() -> None:
     """Run, print and save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="12 images of each dataset; nothing is saved")
+    parser.add_argument("--limit", type=int, default=None, help="images of each dataset, evenly spread")
     parser.add_argument("--data", nargs="+", default=[*DATA, "captions"])
     parser.add_argument("--network", nargs="+", default=["efficientnet", "mini-vla"])
     parser.add_argument("--sites", nargs="+", default=[])
@@ -107,6 +108,13 @@ def main() -> None:
     env = environment()
     torch.set_flush_denormal(True)
     tables, ranked, naves = [], [], []
+
+    def keep() -> None:
+        """Save what there is so far: the whole takes long."""
+        if not args.quick:
+            results = {"limit": args.limit, "tables": tables, "concepts": ranked, "nave": naves}
+            print(f"saved {save(args.name, environment=env, results=results)}", flush=True)
+
     for name in args.network:
         for data in args.data:
             where = REAL / (
@@ -121,8 +129,11 @@ def main() -> None:
                 model, sites, single = network(name, args.sites)
                 spec = f"coco:{REAL}/coco_captions" if data == "captions" else DATA[data][0]
                 source = vs.items(spec.format(root=REAL) if ":" in spec else REAL / spec)
-                if args.quick:
-                    source = source[:: max(1, len(source) // 12)]
+                limit = 12 if args.quick else args.limit
+                if limit is not None and data != "captions":
+                    source = source.subset(
+                        np.unique(np.linspace(0, len(source) - 1, limit).round()).astype(int).tolist()
+                    )
                 run = captured(model, source, sites, Path(folder) / "run")
                 blank = captured(
                     randomized(network(name, args.sites)[0], seed=0), source, sites, Path(folder) / "random"
@@ -132,6 +143,7 @@ def main() -> None:
                     one = concepts(run, site=sites[-1], random_run=blank, min_items=5)
                     print(f"{name}: {one.verdict()} ({time.perf_counter() - start:.0f} s)", flush=True)
                     ranked.append({"network": name, **one.to_json()})
+                    keep()
                     continue
                 _, target, k = DATA[data]
                 truth = read_truth(run, target.format(root=REAL) if ":" in target else REAL / target)
@@ -161,9 +173,7 @@ def main() -> None:
                             "sweep": [one.to_json() for one in sweep],
                         }
                     )
-    if not args.quick:
-        results = {"tables": tables, "concepts": ranked, "nave": naves}
-        print(f"saved {save(args.name, environment=env, results=results)}")
+                keep()
 
 
 if __name__ == "__main__":
