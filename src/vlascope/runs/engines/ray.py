@@ -122,6 +122,8 @@ class RayEngine(Engine):
     def _connect(self) -> Any:
         ray = _ray()
         if not ray.is_initialized():
+            if not log.isEnabledFor(logging.WARNING):  # quiet is meant for Ray's notices as well
+                logging.getLogger("ray").setLevel(log.getEffectiveLevel())
             # The address None means RAY_ADDRESS, or a new cluster of this machine.
             address = self.address or os.environ.get("RAY_ADDRESS")
             local = {} if address else {"include_dashboard": False, "num_cpus": self._local_cpus()}
