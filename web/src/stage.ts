@@ -23,6 +23,7 @@ interface Pane {
 export class Stage {
   private panes: Pane[] = [];
   private shape = "";
+  private perRow = 0;
   private scene!: Scene;
 
   constructor(private root: HTMLElement, private events: PaneEvents) {
@@ -61,12 +62,12 @@ export class Stage {
     const { data, view } = this.scene;
     const item = data.items[0]!.items[view.item]!;
     this.panes = [];
-    this.root.replaceChildren();
     data.runs.forEach((info, run) => {
       item.cameras.forEach((name, camera) => {
-        for (const isInput of [true, false]) {
+        // Both runs saw the same image: it is shown once.
+        for (const isInput of run === 0 ? [true, false] : [false]) {
           const what = isInput ? (item.cameras.length > 1 ? name : "input") : "concepts";
-          const label = data.runs.length > 1 ? `${info.name}: ${what}` : what;
+          const label = data.runs.length > 1 && !isInput ? `${info.name}: ${what}` : what;
           const canvas = h("canvas", { tabindex: isInput ? -1 : 0, role: "img", "aria-label": label });
           const cursor = h("div", { class: "cursor", hidden: true });
           const marks = h("div", { class: "marks" });
@@ -75,33 +76,42 @@ export class Stage {
           const pane: Pane = { root, canvas, cursor, marks, run, camera, isInput, row: 0, col: 0 };
           this.listen(pane);
           this.panes.push(pane);
-          this.root.append(root);
         }
       });
     });
     this.fit();
   }
 
-  /** Give every pane the largest size at which all of them fit, at the image's own proportions. */
+  /** Give the panes the largest common height at which all of them fit, each at its image's own proportions. */
   private fit(): void {
     const { data, view } = this.scene;
     const sizes = data.items[0]!.items[view.item]!.sizes;
+    const gap = 16, caption = 24;
     const width = this.root.clientWidth - 32, height = this.root.clientHeight - 24;
-    const n = this.panes.length, gap = 16, caption = 24;
-    const aspect = Math.max(...sizes.map(([ih, iw]) => iw / ih), 0.2);
-    let best = 0, columns = 2;
-    for (const tried of [1, 2, 3, 4, 6, 8]) {
-      if (tried > n || (n > 1 && tried % 2)) continue;
-      const rows = Math.ceil(n / tried);
-      const side = Math.min((width - gap * (tried - 1)) / tried, ((height - gap * (rows - 1)) / rows - caption) * aspect);
-      if (side > best) [best, columns] = [side, tried];
+    const aspects = this.panes.map((pane) => (sizes[pane.camera] ? sizes[pane.camera]![1] / sizes[pane.camera]![0] : 1));
+    let best = 0, each = 1;
+    for (let perRow = 1; perRow <= aspects.length; perRow++) {
+      const nRows = Math.ceil(aspects.length / perRow);
+      let tall = (height - gap * (nRows - 1)) / nRows - caption;
+      for (let at = 0; at < aspects.length; at += perRow) {
+        const row = aspects.slice(at, at + perRow);
+        tall = Math.min(tall, (width - gap * (row.length - 1)) / row.reduce((sum, a) => sum + a, 0));
+      }
+      if (tall > best) [best, each] = [tall, perRow];
     }
-    this.root.style.setProperty("--columns", String(columns));
-    this.root.style.setProperty("--pane", `${Math.max(80, Math.floor(best))}px`);
-    for (const pane of this.panes) {
-      const size = sizes[pane.camera] ?? [1, 1];
-      pane.canvas.style.aspectRatio = `${size[1]} / ${size[0]}`;
-    }
+    best = Math.max(48, Math.floor(best));
+    this.panes.forEach((pane, i) => {
+      pane.root.style.width = `${Math.floor(best * aspects[i]!)}px`;
+      pane.canvas.style.height = `${best}px`;
+    });
+    if (each === this.perRow && this.panes[0]?.root.isConnected) return; // moving a pane would take its focus away
+    this.perRow = each;
+    const rows: HTMLElement[] = [];
+    this.panes.forEach((pane, i) => {
+      if (i % each === 0) rows.push(h("div", { class: "row" }));
+      rows.at(-1)!.append(pane.root);
+    });
+    this.root.replaceChildren(...rows);
   }
 
   private listen(pane: Pane): void {

@@ -28,6 +28,7 @@ export class Store {
   private listeners: Listener[] = [];
   private changed = new Set<keyof View>();
   private scheduled = false;
+  private isWritten = false;
 
   constructor(start: View) {
     this.view = start;
@@ -62,7 +63,8 @@ export class Store {
       const changed = this.changed;
       this.changed = new Set();
       for (const listener of this.listeners) listener(this.view, changed);
-      if (changed.size) history.replaceState(null, "", `#${toHash(this.view)}`);
+      if (changed.size || !this.isWritten) history.replaceState(null, "", `#${toHash(this.view)}`);
+      this.isWritten = true;
     });
   }
 }

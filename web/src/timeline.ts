@@ -101,7 +101,7 @@ export class Timeline {
     const frameOf = new Map((episode?.steps ?? []).map((step, i) => [step, i]));
     const hasEvents = !!episode && (episode.events.length > 0 || !!episode.change_points?.length);
     const names = this.placeNames(ctx, episode, (step) => frameOf.get(step), x, width);
-    const top = 4 + (hasEvents ? 14 * Math.max(1, ...names.map((e) => e.row + 1)) : 0);
+    const top = hasEvents ? 18 : 4;
     const bands: { name: string; tall: number }[] = [{ name: "concepts", tall: 24 }];
     if (episode?.closed) bands.unshift({ name: "closed", tall: 12 });
     if (episode?.anomaly) bands.push({ name: "anomaly", tall: 16 });
@@ -133,15 +133,17 @@ export class Timeline {
     ctx.strokeStyle = accent;
     ctx.setLineDash([3, 3]);
     ctx.lineWidth = 1;
-    for (const { name, frame, from, row } of names) {
-      const ex = Math.round(x(frame)) + 0.5;
-      ctx.beginPath();
-      ctx.moveTo(ex, 14 * (row + 1));
-      ctx.lineTo(ex, height - 2);
-      ctx.stroke();
+    for (const { name, from, frames } of names) {
+      for (const frame of frames) {
+        const ex = Math.round(x(frame)) + 0.5;
+        ctx.beginPath();
+        ctx.moveTo(ex, 14);
+        ctx.lineTo(ex, height - 2);
+        ctx.stroke();
+      }
       ctx.fillStyle = accent;
       ctx.textAlign = "left";
-      ctx.fillText(name, from, 7 + 14 * row);
+      ctx.fillText(name, from, 7);
     }
     ctx.strokeStyle = css("--bad");
     for (const point of episode?.change_points ?? []) {
@@ -169,21 +171,25 @@ export class Timeline {
     );
   }
 
-  /** Where the names of the events stand: each over its line, in the first of three rows where it covers no other. */
+  /** Where the names of the events stand: over their lines; names that would overlap are joined into one. */
   private placeNames(
     ctx: CanvasRenderingContext2D, episode: Episode | undefined, frameOf: (step: number) => number | undefined,
     x: (frame: number) => number, width: number,
   ) {
-    const ends = [-Infinity, -Infinity, -Infinity];
-    const placed: { name: string; frame: number; from: number; row: number }[] = [];
+    const placed: { name: string; first: number; from: number; end: number; frames: number[] }[] = [];
     for (const { name, step } of episode?.events ?? []) {
       const frame = frameOf(step);
       if (frame === undefined) continue;
+      const last = placed.at(-1);
       const wide = ctx.measureText(name).width;
-      const from = Math.min(Math.max(LEFT, x(frame) - wide / 2), width - RIGHT - wide);
-      const row = Math.max(0, ends.findIndex((end) => from >= end + 8));
-      ends[row] = from + wide;
-      placed.push({ name, frame, from, row });
+      const joins = last !== undefined && x(frame) - wide / 2 < last.end + 8;
+      const group = joins ? last : { name: "", first: frame, from: 0, end: 0, frames: [] as number[] };
+      group.name = joins ? `${group.name} · ${name}` : name;
+      group.frames.push(frame);
+      const all = ctx.measureText(group.name).width;
+      group.from = Math.min(Math.max(LEFT, x(group.first) - wide / 2), width - RIGHT - all);
+      group.end = group.from + all;
+      if (!joins) placed.push(group);
     }
     return placed;
   }

@@ -1,0 +1,289 @@
+"""What a person does with the page, in a real browser: open, scrub, click, change layer and K, label, copy the link."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+AXE = Path(__file__).resolve().parent.parent.parent / "web" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+class Driver:
+    """A page, and what it complained about or asked for."""
+
+    def __init__(self, page, url):
+        self.page, self.url = page, url
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        page.on(
+            "console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        page.on("request", lambda r: self.asked.append(r.url))
+        page.on("dialog", lambda d: self.complaints.append(f"dialog {d.message}"))
+        self.open(url)
+
+    def open(self, url):
+        self.page.goto(url)
+        self.until("window.vlascope && window.vlascope.firstPicture > 0")
+        self.settle()
+
+    def until(self, condition, secs=20):
+        for _ in range(int(secs * 20)):
+            if self.page.evaluate(f"Boolean({condition})"):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"not within {secs} s: {condition}; status: {self.status()}; {self.complaints}")
+
+    def settle(self):
+        """Wait until everything asked for has arrived and is drawn."""
+        self.page.wait_for_timeout(60)
+        self.until("window.vlascope.waiting === 0")
+        self.page.wait_for_timeout(60)
+
+    def status(self):
+        return self.page.locator("#status").inner_text()
+
+    def value(self, name):
+        return (re.search(rf"[#&]{name}=([^&]*)", self.page.url) or ["", ""])[1]
+
+    def press(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+        self.settle()
+
+    def pane(self, number=1):
+        return self.page.locator("#stage canvas").nth(number)
+
+    def click(self, x, y, *, number=1, **how):
+        box = self.pane(number).bounding_box()
+        self.pane(number).click(position={"x": box["width"] * x, "y": box["height"] * y}, **how)
+        self.settle()
+
+    def pixel(self, x, y, *, number=1):
+        """Red, green, blue of a pane at a place in shares of its size."""
+        return self.pane(number).evaluate(READ_PIXEL, [x, y])
+
+
+READ_PIXEL = """(pane, [x, y]) => {
+  const copy = document.createElement("canvas");
+  [copy.width, copy.height] = [pane.width, pane.height];
+  const ctx = copy.getContext("2d", { willReadFrequently: true });
+  ctx.drawImage(pane, 0, 0);
+  return [...ctx.getImageData(x * pane.width, y * pane.height, 1, 1).data].slice(0, 3);
+}"""
+
+
+@pytest.fixture
+def drive(browser, serving):
+    pages = []
+
+    def start(books, *, width=1280, height=800, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        pages.append(Driver(context.new_page(), serving(books)))
+        return pages[-1]
+
+    yield start
+    for one in pages:
+        one.page.context.close()
+        assert one.complaints == []
+        assert all(url.startswith((one.url, "data:", "blob:")) for url in one.asked)
+
+
+def test_open_scrub_click_and_change(drive, books):
+    (book,) = books
+    d = drive(books)
+    assert d.value("item") == "0" and d.value("site") == "vision.1"
+    assert "NCut" in d.status()
+    d.press("o", "s")  # colours off and on again below; smooth
+    assert d.value("mix") == "0" and d.value("smooth") == "1"
+    d.press("o", "s", "ArrowRight", "ArrowRight")
+    assert d.value("item") == "2" and "frame 3 of 7" in d.page.locator("#time output").inner_text()
+    d.press("ArrowUp")
+    assert d.value("site") == "vision.0"
+    d.press("k")
+    assert d.value("color") == "groups"
+    ks = [d.value("k")]
+    d.press("k")
+    ks.append(d.value("k"))
+    assert sorted(ks) == ["3", "5"]
+    assert d.page.locator("#legend .swatch").count() == int(ks[-1])
+    d.press("p", "]")
+    assert d.value("color") == "palette" and d.value("item") == "7"
+
+
+def test_the_picture_has_the_colours_of_the_cut_where_the_patches_lie(drive, books):
+    (book,) = books
+    d = drive(books)
+    d.page.locator('input[aria-label^="Strength"]').evaluate(
+        "(e) => { e.value = 100; e.dispatchEvent(new Event('input')); }"
+    )
+    d.settle()
+    from vlascope.views.tokens import TokenIndex
+
+    (grid,) = (g for g in TokenIndex(book.cut).patches("vision.1", 0) if g.camera == 0)
+    height, width = book.run.items[0].image_sizes[0]
+    x0, y0, x1, y1 = grid.frame
+    for row, col in [(0, 0), (0, 4), (2, 0), (1, 3)]:  # 3 rows, 5 columns
+        x = (x0 + (col + 0.5) / grid.cols * (x1 - x0)) / width
+        y = (y0 + (row + 0.5) / grid.rows * (y1 - y0)) / height
+        expected = book.cut.rgb[grid.index_rc[row, col]].tolist()
+        assert max(abs(a - b) for a, b in zip(d.pixel(x, y), expected, strict=True)) <= 2, (row, col)
+
+
+def test_a_click_darkens_what_is_unlike_and_escape_clears(drive, books):
+    d = drive(books)
+    before = [d.pixel((c + 0.5) / 5, (r + 0.5) / 3) for r in range(3) for c in range(5)]
+    d.click(0.5, 0.5)
+    d.until("document.querySelector('#status').textContent.startsWith('Bright is similar')")
+    after = [d.pixel((c + 0.5) / 5, (r + 0.5) / 3) for r in range(3) for c in range(5)]
+    sums = [(sum(a), sum(b)) for a, b in zip(before, after, strict=True)]
+    assert abs(sums[7][0] - sums[7][1]) <= 6  # the clicked patch, in the middle, keeps its colour
+    assert sum(b < 0.5 * a for a, b in sums) >= 3
+    assert d.value("q").split("%3A")[0] == "0" and d.page.evaluate("window.vlascope.clickMs") > 0
+    assert "similarity 1.00" in d.page.locator("#inspect").inner_text()
+    d.press("m")
+    d.until("document.querySelector('#status').textContent.includes('cosine of activations')")
+    d.press("Escape")
+    assert d.value("q") == "" and "NCut" in d.status()
+    assert before == [d.pixel((c + 0.5) / 5, (r + 0.5) / 3) for r in range(3) for c in range(5)]
+
+
+def test_positive_and_negative_clicks_make_a_mask(drive, books):
+    d = drive(books)
+    d.click(0.1, 0.2)
+    d.click(0.9, 0.8, modifiers=["Alt"])
+    d.until("document.querySelector('#status').textContent.startsWith('Mask:')")
+    assert d.page.locator("#stage .mark.in").count() >= 1 and d.page.locator("#stage .mark.out").count() >= 1
+    d.click(0.5, 0.2, modifiers=["Shift"])
+    assert len(re.findall(r"[#&]in=", d.page.url)) == 2 and len(re.findall(r"[#&]out=", d.page.url)) == 1
+
+
+def test_a_word_can_be_clicked(drive, books):
+    d = drive(books)
+    assert d.page.locator(".word").all_inner_texts()[:2] == ["pick", "up"]
+    d.page.locator(".word").first.click()
+    d.until("document.querySelector('#status').textContent.startsWith('Bright is similar')")
+    assert "language.0" in d.value("q")
+
+
+def test_the_link_opens_the_same_view(drive, books):
+    d = drive(books)
+    d.press("ArrowRight", "ArrowUp", "k", "t")
+    d.click(0.3, 0.3)
+    link, picture = d.page.url, d.pane().screenshot()
+    d.page.mouse.move(5, 5)
+    picture = d.pane().screenshot()
+    d.page.goto("about:blank")
+    d.open(link)
+    d.until("window.vlascope.allMs > 0")
+    d.settle()
+    assert d.page.url == link and d.pane().screenshot() == picture
+    d.page.goto("about:blank")
+    d.open(d.url + "#item=99999&site=nowhere&k=-1&q=0:999999:vision.0&in=x&palette=%3Cscript%3E&mix=1e9")
+    assert d.value("item") == "0" and d.value("site") == "vision.1" and d.value("q") == ""
+
+
+def test_with_the_keyboard_alone(drive, books):
+    d = drive(books)
+    for _ in range(60):  # Tab reaches the image
+        d.page.keyboard.press("Tab")
+        if d.page.evaluate("document.activeElement.closest('#stage') !== null"):
+            break
+    else:
+        raise AssertionError("Tab does not reach the image")
+    d.press("ArrowRight", "ArrowDown")
+    assert "row 2, column 2" in d.page.locator("#inspect").inner_text()
+    assert d.value("item") == "0"  # in the image, arrows move over patches
+    d.press("Enter")
+    d.until("document.querySelector('#status').textContent.startsWith('Bright is similar')")
+    d.press("ArrowRight", "x")
+    d.until("document.querySelector('#status').textContent.startsWith('Mask:')")
+    d.press("Escape", "?")
+    assert d.page.locator("#help").is_visible()
+    d.press("Escape")
+    assert not d.page.locator("#help").is_visible()
+
+
+def test_labels_by_key_are_saved(drive, books, tmp_path):
+    d = drive(books)
+    d.page.locator(".review input").fill("slipped, <b>twice</b>")
+    d.page.locator(".review input").press("Tab")
+    d.press("2")
+    d.until("document.querySelector('.chip') !== null")
+    assert d.page.locator(".chip").first.inner_text() == "failure"
+    assert "failure" in (tmp_path / "labels.csv").read_text()
+    assert d.page.locator(".list b").count() == 0
+
+
+def test_groups_light_up_everywhere_under_the_pointer(drive, books):
+    d = drive(books)
+    d.press("k")
+    before = [d.pixel((c + 0.5) / 5, (r + 0.5) / 3) for r in range(3) for c in range(5)]
+    d.page.locator("#legend .swatch").first.hover()
+    d.settle()
+    after = [d.pixel((c + 0.5) / 5, (r + 0.5) / 3) for r in range(3) for c in range(5)]
+    changed = {i for i in range(15) if before[i] != after[i]}
+    place = books[0].cut.labels[int(d.value("k"))][books[0].cut.parts["vision.1"].rows][:16]
+    kinds = [int(v) for v in place if v >= 0][:15]
+    assert changed == {i for i, group in enumerate(kinds) if group != 0}
+
+
+def test_two_runs_side_by_side(drive, pair):
+    d = drive(pair, width=1440, height=900)
+    assert d.page.locator("#layers .column").count() == 2
+    d.click(0.5, 0.5)
+    d.until("document.querySelector('#status').textContent.startsWith('Bright is similar')")
+    d.page.locator("#layers .column").nth(1).locator("button").first.click()
+    d.settle()
+    assert d.value("site2") == "vision.0" and d.value("site") == "vision.1"
+    d.press("]", "ArrowRight")  # item 8 is in the first run alone
+    assert d.value("item") == "8" and d.page.locator(".pane.absent").count() == 2
+
+
+def test_text_of_a_prompt_is_shown_and_not_run(drive, run):
+    from app_runs import cut_of
+
+    from vlascope.app import RunBook
+    from vlascope.runs import Run
+
+    book = RunBook(cut_of(Run.open(run.path)))
+    text = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    object.__setattr__(book.run.items[0], "prompt", text)
+    d = drive([book])
+    assert text in d.page.locator("#answer").inner_text()
+    assert d.page.locator("#answer img, #answer script, .list script").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(drive, books, scheme):
+    if not AXE.is_file():
+        pytest.skip("no axe-core here; `npm install` in web/ gets it")
+    d = drive(books, scheme=scheme)
+    d.press("k")
+    d.click(0.5, 0.5)
+    d.page.evaluate(AXE.read_text())
+    for view in ("page", "help"):
+        if view == "help":
+            d.press("Escape", "?")
+        found = d.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+        worst = [
+            (v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")
+        ]
+        assert worst == [], view
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_nothing_is_cut_off_or_hidden_behind_another(drive, books, width):
+    d = drive(books, width=width, height=800)
+    assert d.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for name in ("#controls", "#stage", "#words", "#time", "#layers", "#items", "footer"):
+        box = d.page.locator(name).bounding_box()
+        assert (
+            box and box["x"] >= 0 and box["x"] + box["width"] <= width + 1 and box["y"] + box["height"] <= 801
+        ), name
+    panes = [d.page.locator(".pane").nth(i).bounding_box() for i in range(d.page.locator(".pane").count())]
+    assert all(p["height"] >= 120 for p in panes)
