@@ -29,6 +29,7 @@ export class Likeness {
     this.asked = key;
     this.abort.abort();
     this.abort = new AbortController();
+    this.clickMs = this.serverMs = this.allMs = 0;
     if (!view.query && !view.clicks.length) {
       this.values.clear();
       this.kind = "none";

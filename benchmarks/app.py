@@ -1,0 +1,335 @@
+"""How quick the app is: first picture, click, slider, memory; measured in a real browser against a server process.
+
+    python benchmarks/app.py                                    # 300 frames x 256 patches, 4 layers x 384: a minute
+    python benchmarks/app.py --items 300 --rows 20 --cols 25 --width 768 --sites 12       # 150,000 tokens a layer
+    python benchmarks/app.py --items 600 --rows 16 --cols 16 --width 64 --sites 27        # 4 M tokens in all
+    python benchmarks/app.py --fuzz 5000                        # odd requests (needs the program `schemathesis`)
+
+The activations are random with a few directions in common, and so are the eigenvectors (time does not depend on
+their values; the rank correlation of the sketch does, and is taken from a real run with `--run RUN`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import _record
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def make_run(path: Path, *, items: int, rows: int, cols: int, width: int, sites: int, seed: int) -> None:
+    """Write a run of random activations and a cut of random eigenvectors."""
+    import torch
+
+    from vlascope.files import write_json
+    from vlascope.items.item import Item, ItemSource
+    from vlascope.models.layout import grid_tokens
+    from vlascope.models.sites import Site
+    from vlascope.palette import Palette
+    from vlascope.runs import capture
+    from vlascope.spectral.health import Health
+
+    rng = np.random.default_rng(seed)
+    shared = torch.from_numpy(rng.standard_normal((8, width)).astype(np.float32))
+    image = np.kron(rng.integers(0, 255, (12, 15, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+
+    class Source(ItemSource):
+        name = "benchmark"
+
+        def __len__(self) -> int:
+            return items
+
+        def read(self, index: int) -> Item:
+            turned = np.roll(image, index, axis=1)
+            return Item(item_id=f"ep0000/{index:06d}", images=(turned,), episode=0, step=index, time_secs=index / 10,
+                        action=np.array([np.sin(index / 9), np.cos(index / 7), 0, 1], np.float32))  # fmt: skip
+
+        def fingerprint(self) -> str:
+            return f"benchmark {items} {seed}"
+
+    class Model:
+        name, family, revision = "benchmark", "benchmark", None
+        device, dtype = torch.device("cpu"), torch.bfloat16
+
+        def fingerprint(self) -> str:
+            return f"{rows} {cols} {width} {sites} {seed}"
+
+        def resolve(self, patterns: Any) -> tuple[Site, ...]:
+            names = [f"vision.{i}" for i in range(sites)]
+            return tuple(Site(name=n, module_path=n, layout="vision", width=width) for n in names)
+
+        def prepare(self, batch: Any, *, answers: Any = None) -> Any:
+            frame = (0, 0, image.shape[1], image.shape[0])
+            return SimpleNamespace(
+                items=list(batch), layouts={"vision": [grid_tokens(rows, cols, frame=frame) for _ in batch]}
+            )
+
+        def capture(self, batch: Any, names: Any) -> dict[str, list[torch.Tensor]]:
+            generator = torch.Generator().manual_seed(seed)
+            n = rows * cols
+            noise = torch.randn(n, width, generator=generator)
+            return {
+                str(name): [
+                    (torch.randn(n, 8, generator=generator) @ shared + noise).bfloat16() for _ in batch.items
+                ]
+                for name in names
+            }
+
+    run = capture(Model(), Source(), sites="*", out=path, quiet=True, respond=False)  # type: ignore[arg-type]
+    n, k = items * rows * cols, 20
+    params = {"sites": list(run.sites), "n_eig": k, "k": [5, 10, 25], "kinds": ["patch"], "seed": seed, "color": "pca",
+              "affinity": "rbf", "density": 0.05, "n_anchors": 256}  # fmt: skip
+    folder = path / "derived" / "cut-benchmark"
+    folder.mkdir(parents=True)
+    total = n * sites
+    vectors = np.lib.format.open_memmap(folder / "eigvecs.npy", mode="w+", dtype=np.float32, shape=(total, k))
+    rgb = np.lib.format.open_memmap(folder / "rgb.npy", mode="w+", dtype=np.uint8, shape=(total, 3))
+    palette = None
+    for start in range(0, total, n):
+        part = rng.standard_normal((n, k), np.float32)
+        palette = palette or Palette.fit(part[:8192], method="pca", seed=seed)
+        vectors[start : start + n], rgb[start : start + n] = part, palette.apply(part)
+    assert palette is not None
+    vectors.flush(), rgb.flush()
+    np.save(folder / "eigenvalues.npy", np.linspace(1, 0.5, k))
+    for level in (5, 10, 25):
+        np.save(folder / f"labels-{level}.npy", rng.integers(0, level, total).astype(np.int16))
+    np.save(folder / "tokens-vision.npy", np.arange(n))
+    palette.save(folder / "palette.npz")
+    health = dict.fromkeys(Health.__dataclass_fields__) | {
+        "notes": [],
+        "n": total,
+        "n_landmarks": 4096,
+    }
+    write_json(folder / "params.json", {"schema": 1, "params": params, "sites": list(run.sites),
+               "layouts": dict.fromkeys(run.sites, "vision"), "parents": {}, "health": health})  # fmt: skip
+
+
+def resident(pid: int) -> float:
+    """Return resident megabytes of a process without file-backed pages (memory maps count as page cache)."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return (int(fields[1]) - int(fields[2])) * PAGE / 1e6
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Return median, 95th percentile and number of some milliseconds."""
+    return {"median_ms": round(float(np.median(values)), 1), "p95_ms": round(float(np.percentile(values, 95)), 1),
+            "n": len(values)}  # fmt: skip
+
+
+class Server:
+    """`vlascope app` in a process of its own."""
+
+    def __init__(self, run: Path, table: Path) -> None:
+        self.started = time.perf_counter()
+        words = [sys.executable, "-m", "vlascope", "app", str(run), "--json", "-q", "--table", str(table)]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        text = ""
+        while not text.rstrip().endswith("}"):
+            line = self.process.stdout.readline()
+            if not line:
+                raise SystemExit("the server did not start")
+            text += line
+        self.ready_secs = time.perf_counter() - self.started
+        self.url = json.loads(text)["url"]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
+
+def in_browser(server: Server, *, n_clicks: int, n_slides: int) -> dict[str, Any]:
+    """Drive the page as a person would and return what it took."""
+    from playwright.sync_api import sync_playwright
+
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-sync",
+    ]
+    path = next(p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n)))
+    rng = np.random.default_rng(0)
+    out: dict[str, Any] = {"server_ready_secs": round(server.ready_secs, 2)}
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=flags)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+
+        def until(condition: str, secs: float = 300) -> None:
+            end = time.perf_counter() + secs
+            while not page.evaluate(f"Boolean({condition})"):
+                if time.perf_counter() > end:
+                    raise SystemExit(
+                        f"not within {secs} s: {condition}; {page.locator('#status').inner_text()}"
+                    )
+                page.wait_for_timeout(5)
+
+        page.goto(server.url)
+        until("window.vlascope && window.vlascope.firstPicture > 0")
+        out["page_open_to_first_picture_secs"] = round(
+            page.evaluate("window.vlascope.firstPicture") / 1000, 2
+        )
+        until("window.vlascope.waiting === 0")
+        box = page.locator("#stage canvas").nth(1).bounding_box()
+        assert box
+        for method in ("concepts", "features"):
+            if method == "features":
+                page.keyboard.press("m")
+            clicks, servers, alls, rank = [], [], [], None
+            for i in range(n_clicks + 1):
+                page.keyboard.press("Escape")
+                page.wait_for_timeout(30)
+                until("window.vlascope.allMs === 0")
+                x, y = rng.uniform(0.02, 0.98, 2)
+                page.mouse.click(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+                until("window.vlascope.clickMs > 0 && window.vlascope.allMs > 0")
+                until("!/more layers/.test(document.querySelector('#status').innerText)")
+                got = page.evaluate("window.vlascope")
+                if i:  # the first one measures the site and warms the page cache
+                    clicks.append(got["clickMs"]), servers.append(got["serverMs"]), alls.append(got["allMs"])
+                text = page.locator("#status").inner_text()
+                rank = (
+                    float(text.split("rank correlation here ")[1].split(")")[0])
+                    if "rank correl" in text
+                    else None
+                )
+            out[method] = {"click_to_shown_layer": summary(clicks), "of_which_server": summary(servers),
+                           "click_to_all_layers": summary(alls), "sketch_rank_correlation": rank}  # fmt: skip
+        page.keyboard.press("Escape")
+        for name, keys in (
+            ("layer_slider", ("ArrowUp", "ArrowDown")),
+            ("time_slider", ("ArrowRight", "ArrowLeft")),
+        ):
+            values = []
+            for i in range(n_slides + 4):
+                # From the key to the frame in which everything is there, measured inside the page.
+                values.append(page.evaluate(STEP, keys[i % 2]))
+            out[name] = summary(values[4:])
+        browser.close()
+    out["server_anonymous_mb"] = round(resident(server.process.pid), 0)
+    return out
+
+
+STEP = """(key) => new Promise((done) => {
+  const start = performance.now(), draws = window.vlascope.draws;
+  window.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  const wait = () => {
+    const now = window.vlascope;
+    if (now.draws > draws && now.waiting === 0) requestAnimationFrame(() => done(performance.now() - start));
+    else setTimeout(wait, 1);
+  };
+  wait();
+})"""
+# `keydown` handlers ask their target what it is; the window is none.
+STEP = STEP.replace("window.dispatchEvent", "document.body.dispatchEvent")
+
+
+def fuzz(server: Server, *, n: int) -> dict[str, Any]:
+    """Send about `n` odd requests made from the server's own description, and return what broke."""
+    program = shutil.which("schemathesis")
+    if program is None:
+        raise SystemExit(
+            "the program schemathesis is not here: pip install schemathesis (in any environment)"
+        )
+    words = [program, "run", f"{server.url}openapi.json", "--checks", "not_a_server_error", "--workers", "4",
+             "--phases", "fuzzing", "--max-examples", str(max(1, n // 10)), "--no-color"]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, timeout=3600)
+    tail = [
+        line
+        for line in done.stdout.splitlines()
+        if "generated" in line or "passed" in line or "failed" in line
+    ]
+    return {"exit_code": done.returncode, "summary": tail[-6:], "alive": server.process.poll() is None}
+
+
+def read_once(run: Path) -> dict[str, Any]:
+    """Return how long one layer takes to be read once (the bound of an exact answer)."""
+    from vlascope.runs import Run
+
+    opened = Run.open(run)
+    site = list(opened.sites)[-1]
+    values = []
+    for _ in range(7):
+        start = time.perf_counter()
+        sum(int(block.view(np.uint64).max()) for block in opened.acts(site).stored_blocks())
+        values.append(1000 * (time.perf_counter() - start))
+    acts = opened.acts(site)
+    return {
+        "tokens": acts.shape[0],
+        "width": acts.shape[1],
+        "dtype": opened.site(site).dtype,
+        **summary(values[1:]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    numbers = {
+        "items": 300,
+        "rows": 16,
+        "cols": 16,
+        "width": 384,
+        "sites": 4,
+        "clicks": 20,
+        "slides": 40,
+        "fuzz": 0,
+    }
+    for name, value in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--run", type=Path, help="an existing run instead of a made one")
+    parser.add_argument("--save", help="name of the file in benchmarks/results", default=None)
+    args = parser.parse_args()
+    environment = _record.environment()
+    with tempfile.TemporaryDirectory() as scratch:
+        run = args.run or Path(scratch) / "run"
+        if args.run is None:
+            make_run(
+                run,
+                items=args.items,
+                rows=args.rows,
+                cols=args.cols,
+                width=args.width,
+                sites=args.sites,
+                seed=0,
+            )
+        results: dict[str, Any] = {"layer_read_once": read_once(run)}
+        server = Server(run, Path(scratch) / "labels.csv")
+        try:
+            results |= in_browser(server, n_clicks=args.clicks, n_slides=args.slides)
+            if args.fuzz:
+                results["fuzz"] = fuzz(server, n=args.fuzz)
+                results["server_anonymous_mb_after_fuzz"] = round(resident(server.process.pid), 0)
+        finally:
+            server.stop()
+    static = ROOT / "src" / "vlascope" / "app" / "static"
+    sizes = [
+        len(gzip.compress(p.read_bytes(), mtime=0))
+        for p in static.iterdir()
+        if p.suffix in (".js", ".css", ".html")
+    ]
+    results["bundle_gzip_bytes"] = sum(sizes)
+    print(json.dumps(results, indent=2))
+    if args.save:
+        _record.save(args.save, environment=environment, results=results)
+
+
+if __name__ == "__main__":
+    main()
