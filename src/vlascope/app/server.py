@@ -82,7 +82,7 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
 
     def book_of(key: str) -> RunBook:
         if key not in by_key:
-            raise _Missing("there is no such run here; reload the page")
+            raise HTTPException(404, "there is no such run here; reload the page")
         return by_key[key]
 
     def binary(header: dict[str, Any], arrays: Sequence[Any], *, keep: bool = False) -> Response:
@@ -98,7 +98,7 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
     @api.get("/static/{name}", include_in_schema=False)
     def static(name: str) -> Response:
         if name not in _STATIC:
-            raise _Missing("there is no such file")
+            raise HTTPException(404, "there is no such file")
         return Response(_asset(name), media_type=_STATIC[name], headers={"cache-control": "no-cache"})
 
     @api.get("/api/state")
@@ -203,7 +203,7 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
 
     @api.exception_handler(VlascopeError)
     def on_error(request: Request, error: VlascopeError) -> JSONResponse:
-        if isinstance(error, _Missing | SiteNotFoundError):
+        if isinstance(error, SiteNotFoundError):
             status = 404
         else:
             status = 400 if isinstance(error, InputError) else 503
@@ -232,10 +232,6 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
     guard.prepare_all = state.prepare_all
     guard.openapi = api.openapi
     return guard
-
-
-class _Missing(VlascopeError, LookupError):
-    """Something that is not served."""
 
 
 class _State:
