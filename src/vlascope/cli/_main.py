@@ -108,6 +108,48 @@ VERBS = (
         "vlascope temporal runs/first --words language.5",
     ),
     Verb(
+        "sae",
+        "sparse dictionaries of a site: train, eval, cards, discover",
+        verbs=(
+            Verb(
+                "train",
+                "train a nested dictionary on a site's tokens",
+                "sae_train",
+                "vlascope sae train runs/first --site language.4",
+            ),
+            Verb(
+                "eval",
+                "how well a dictionary explains a run's tokens, level by level",
+                "sae_eval",
+                "vlascope sae eval runs/first DICTIONARY",
+            ),
+            Verb(
+                "cards",
+                "what each latent responds to, with maps and relatives",
+                "sae_cards",
+                "vlascope sae cards runs/first DICTIONARY",
+            ),
+            Verb(
+                "discover",
+                "latents of one factor that do not follow another",
+                "sae_discover",
+                "vlascope sae discover runs/first DICTIONARY --factors fragile colour",
+            ),
+        ),
+    ),
+    Verb(
+        "semantics",
+        "words beside patches: which patches a noun of the prompt points at",
+        "semantics",
+        "vlascope semantics runs/first --site language.2",
+    ),
+    Verb(
+        "attribute",
+        "which channels make a concept, which patches move the action",
+        "attribute",
+        "vlascope attribute mini-vla demo:pick --dof dy",
+    ),
+    Verb(
         "label",
         "list episodes, record success, failure or drop, write out those to keep",
         "label",

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from .config import SAEConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from .cards import Cards, LatentStatistics, latent_statistics, make_cards
     from .checkpoint import Checkpoint, load_sae, run_origin, save_sae
     from .codes import Codes
+    from .discovery import Discovery, FoundLatent, discover, discover_arrays
     from .metrics import Evaluation, LevelMetrics, evaluate
     from .module import MatryoshkaSAE
     from .step import SAETrainer, StepReport
@@ -17,9 +19,13 @@ if TYPE_CHECKING:
     from .train import TrainResult, train_sae
 
 _LAZY = {
+    "Cards": "cards",
     "Checkpoint": "checkpoint",
     "Codes": "codes",
+    "Discovery": "discovery",
     "Evaluation": "metrics",
+    "FoundLatent": "discovery",
+    "LatentStatistics": "cards",
     "LevelMetrics": "metrics",
     "MatryoshkaSAE": "module",
     "SAETrainer": "step",
@@ -27,8 +33,12 @@ _LAZY = {
     "StepReport": "step",
     "TokenStream": "stream",
     "TrainResult": "train",
+    "discover": "discovery",
+    "discover_arrays": "discovery",
     "evaluate": "metrics",
+    "latent_statistics": "cards",
     "load_sae": "checkpoint",
+    "make_cards": "cards",
     "run_origin": "checkpoint",
     "save_sae": "checkpoint",
     "split_items": "stream",
@@ -36,9 +46,13 @@ _LAZY = {
 }
 
 __all__ = [
+    "Cards",
     "Checkpoint",
     "Codes",
+    "Discovery",
     "Evaluation",
+    "FoundLatent",
+    "LatentStatistics",
     "LevelMetrics",
     "MatryoshkaSAE",
     "SAEConfig",
@@ -48,8 +62,12 @@ __all__ = [
     "TokenStream",
     "TrainConfig",
     "TrainResult",
+    "discover",
+    "discover_arrays",
     "evaluate",
+    "latent_statistics",
     "load_sae",
+    "make_cards",
     "run_origin",
     "save_sae",
     "split_items",

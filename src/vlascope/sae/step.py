@@ -14,6 +14,9 @@ from ..errors import InputError
 from .config import SAEConfig, TrainConfig
 from .module import MatryoshkaSAE
 
+BIAS_LEAK = 0.9
+"""Share of a negative bias that a dead latent keeps at each step."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -153,6 +156,11 @@ class SAETrainer:
             group["lr"] = self._step_size()
         self._optimizer.step()
         sae.normalize_decoder()
+        if n_aux:
+            # A latent whose bias keeps it below zero everywhere gets no gradient: its bias is let go bit by bit.
+            sae.b_enc.data[dead] = torch.where(
+                sae.b_enc.data[dead] < 0, sae.b_enc.data[dead] * BIAS_LEAK, sae.b_enc.data[dead]
+            )
         if self.config.activation == "jumprelu":
             sae.threshold.data.clamp_(min=0)
         fired = found.codes.cols[found.codes.vals > 0]
