@@ -36,6 +36,7 @@ COLUMNS = (
     "cameras",
 )
 CROP_PX = (61, 97)
+HAND_OVER = "how-to/own-model.md#a-policy-of-lerobot-or-openpi"
 
 HEAD = """# Families of models
 
@@ -184,6 +185,13 @@ def page() -> str:
             parts.append(f"Model types: {', '.join(f'`{t}`' for t in family.model_types)}.")
         if family.examples:
             parts.append(f"Checkpoints: {', '.join(f'`{e}`' for e in family.examples)}.")
+        if family.handed_over:
+            names = ", ".join(f"`{e}`" for e in family.handed_over)
+            parts.append(
+                f"Such as {names}: [how to hand them over](how-to/own-model.md#a-policy-of-lerobot-or-openpi)."
+            )
+        if family.notes:
+            parts.append(family.notes)
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
 

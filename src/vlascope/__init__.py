@@ -23,9 +23,11 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .api import Cut, capture, cut, items, load, open_run, report, wrap
     from .errors import VlascopeError
+    from .models.layout import Grid
 
 __all__ = [
     "Cut",
+    "Grid",
     "VlascopeError",
     "__version__",
     "capture",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "Cut": ".api",
+    "Grid": ".models.layout",
     "VlascopeError": ".errors",
     "capture": ".api",
     "cut": ".api",

@@ -92,7 +92,8 @@ def test_the_how_to_for_an_own_model_runs_as_written(tmp_path, capsys):
 
     names: dict = {}
     texts = [text for page, text in blocks("python") if "own-model" in page]
-    assert len(texts) == 3
+    texts = [text for text in texts if not text.startswith("# Needs a checkpoint")]
+    assert len(texts) == 4
     for text in texts:  # one after another, as a reader would
         exec(compile(text, "own-model.md", "exec"), names)
     assert "share on the image" in capsys.readouterr().out

@@ -183,6 +183,7 @@ def check_family(
     assert _equal(model.capture(model.prepare(items), "**"), before), "the same items gave other bits"
     _check_identity(model, items, before)
     _check_hooks(model, batch, n_foreign)
+    _check_tokens(model, items)
     skipped = _matching(model, skip)
     _check_effects(model, items, before, skipped=skipped)
     n_split = _check_split(model, items, skipped=skipped, atol=atol, even=even)
@@ -246,11 +247,27 @@ def _check_hooks(model, batch, n_foreign) -> None:
     with model.edit(site, lambda x: x + 1), model.edit(site, lambda x: x * 2):
         both = model.capture(batch, site.name)[site.name][0]
     torch.testing.assert_close(both, (plain + 1) * 2)
-    last = int(len(plain) - 1)
-    with model.edit(site, lambda x: x.mul_(0), tokens=[last]):
-        one = model.capture(batch, site.name)[site.name][0]
-    if len(batch.rows[site.layout][0]) == 1:  # with several rows per item each of them has such a token
-        assert not one[last].any() and torch.equal(one[:last], plain[:last]), "an edit of one token"
+
+
+def _check_tokens(model, items) -> None:
+    """At the first site of each layout: an edit of one token of the last item changes that row and no other."""
+    batch = model.prepare(items)
+    firsts = {site.layout: site for site in reversed(model.sites)}
+    for site in firsts.values():
+        if site.repeats == "steps" and site.n_calls > 1:
+            continue  # what is changed at one step comes back to all tokens at the next
+        before = model.capture(batch, site.name)[site.name]
+        layouts, last = batch.layouts[site.layout], len(items) - 1
+        token = len(layouts[last]) - 1
+        for tokens in ({last: [token]}, {last: lambda x, t=token: np.arange(len(x)) == t}):
+            with model.edit(site, lambda x: x.mul_(0).add_(7), tokens=tokens):
+                after = model.capture(batch, site.name)[site.name]
+            for i, (a, b) in enumerate(zip(after, before, strict=True)):
+                changed = (a != b).any(dim=1).nonzero()[:, 0].tolist()
+                assert changed == ([token] if i == last else []), (
+                    f"{site.name}: {tokens} changed {i}: {changed}"
+                )
+            assert (after[last][token] == 7).all(), site.name
 
 
 def _check_effects(model, items, before, *, skipped) -> None:

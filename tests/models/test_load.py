@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 from vlascope.errors import InputError, ModelNotFoundError, SiteNotFoundError
+from vlascope.items.item import Item
 from vlascope.models import Grid, families, load, wrap
 from vlascope.models.family import Family, register
+from vlascope.models.loading import read_assets
+from vlascope.models.normalizer import datasets
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,55 @@ def test_unsupported_and_damaged_checkpoints(tmp_path, folder):
     (tmp_path / "config.json").write_text("{ not json")
     with pytest.raises(ModelNotFoundError, match="cannot load"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "lines"),
+    [
+        (
+            {"type": "smolvla", "chunk_size": 50},
+            [
+                "from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy",
+                "SmolVLAPolicy.from_pretrained(",
+                "make_pre_post_processors(policy.config, pretrained_path=",
+                "vlascope.load(policy, processor=preprocessor)",
+            ],
+        ),
+        ({"type": "pi0"}, ['pip install "lerobot[pi]"', "PI0Policy.from_pretrained("]),
+        ({"type": "pi05"}, ["PI05Policy.from_pretrained("]),
+        ({"type": "act", "input_features": {}}, ["LeRobot of type 'act'", "vlascope.wrap"]),
+        ({"action_dim": 32, "paligemma_variant": "gemma_2b"}, ["openpi", "vlascope.load(policy._model,"]),
+    ],
+)
+def test_checkpoints_of_other_libraries_name_the_lines_to_run(tmp_path, config, lines, capsys):
+    """Also where the folder's name would make transformers take it for a model of its own."""
+    from vlascope.cli import main
+
+    folder = tmp_path / "pi0_base"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelNotFoundError) as error:
+        load(folder)
+    assert all(line in str(error.value) for line in lines), error.value
+    assert main(["sites", str(folder)]) == 2
+    assert lines[0] in " ".join(capsys.readouterr().err.split())
+
+
+def test_image_models_say_so_when_an_item_has_none(make, tiny_models):
+    text = Item(item_id="words", images=(), prompt="pick up the red object")
+    wrapped = wrap(nn.Sequential(nn.Conv2d(3, 4, 2)), sites=["0"], layout=Grid(2, 2, channels_first=True))
+    for model in (make("dino"), make("clip"), make("llava-siglip"), wrapped):
+        with pytest.raises(InputError, match=r"'words' has no image; .*family text"):
+            model.prepare([tiny_models.item(), text])
+
+
+def test_tokenizer_and_statistics_may_be_given_apart(tiny_models, tmp_path):
+    tiny_models.tokenizer().save_pretrained(tmp_path)
+    stats = {"state": {"mean": [0.0], "std": [1.0]}, "actions": {"mean": [2.0], "std": [1.0]}}
+    for tokenizer in (tiny_models.tokenizer(), str(tmp_path)):
+        assets = read_assets({"tokenizer": tokenizer, "norm_stats": stats})
+        assert assets.tokenizer.convert_tokens_to_ids("red") == 10
+        assert datasets(assets.stats)["data"]["action"]["mean"] == [2.0]
 
 
 def test_missing_weights_are_never_random(tmp_path, folder):

@@ -10,6 +10,7 @@ from vlascope.errors import InputError
 from vlascope.models import KINDS, Response, VLAPolicy
 from vlascope.models.decode import greedy
 from vlascope.models.hooks import Hooks
+from vlascope.models.replies import action_reply
 
 
 @pytest.mark.parametrize("name", ["llava-siglip", "llava-clip"])
@@ -45,19 +46,23 @@ def test_greedy_stops_each_row_at_its_own_end_and_masks_padding():
     assert len(masks) == 5
 
 
+def _reply(family, ids):
+    return action_reply(ids, words=family.words, bins=family.bins, eos_ids=family.eos_ids)
+
+
 def test_replies_become_actions_or_words_or_flags(make):
     family = make("llava-siglip")._family
     n = family.bins.vocab_size
-    good = family._response([n - 1, n - 128, n - 255, n - 1, 2])
+    good = _reply(family, [n - 1, n - 128, n - 255, n - 1, 2])
     assert good.flags == () and good.action.dtype == np.float32
     np.testing.assert_allclose(good.action, [-0.249, 0, 0.249, 0.002], atol=1e-4)
     assert good.action_ids == (n - 1, n - 128, n - 255, n - 1) and len(good.action_names) == 4
-    word = family._response([n - 1, 8, n - 2, 2])
+    word = _reply(family, [n - 1, 8, n - 2, 2])
     assert np.isnan(word.action[[1, 3]]).all() and word.flags == ("too_few_tokens:3", "word_in_action:1")
     red = family.words.encode("red")[1]
-    answer = family._response([red, 2])
+    answer = _reply(family, [red, 2])
     assert (answer.text, answer.action, answer.flags) == ("red", None, ())
-    assert family._response([red]).flags == ("length_limit",)
+    assert _reply(family, [red]).flags == ("length_limit",)
 
 
 def test_answers_are_read_after_the_prompt(make, tiny_models):
@@ -110,7 +115,7 @@ def test_a_policy_can_stand_still_when_the_reply_is_no_action(make, tiny_models,
     model = make("llava-siglip")
     n = model._family.bins.vocab_size
     replies = [[n - 1, n - 1, n - 1, n - 255], [n - 1, 8, n - 1, n - 1], [8, 2]]
-    monkeypatch.setattr(model, "respond", lambda *_, **__: [model._family._response(replies[policy.n_calls])])
+    monkeypatch.setattr(model, "respond", lambda *_, **__: [_reply(model._family, replies[policy.n_calls])])
     image = tiny_models.item().image
     policy = VLAPolicy(model, malformed="hold")
     first, facts = policy(image, "x")

@@ -24,6 +24,7 @@ def run(args: Args) -> int:
             "answers": family.answers,
             "model_types": list(family.model_types),
             "examples": list(family.examples),
+            "handed_over": list(family.handed_over),
         }
         for name, family in families().items()
     ]
@@ -32,6 +33,9 @@ def run(args: Args) -> int:
         lines.append(f"{family['family']}: {family['summary']}")
         option = " --trust-remote-code" if "trust_remote_code" in family["summary"] else ""
         lines += [f"  vlascope sites {example}{option}" for example in family["examples"]]
+        if family["handed_over"]:
+            names = ", ".join(family["handed_over"])
+            lines.append(f"  {names}: load with LeRobot, then vlascope.load(policy, processor=preprocessor)")
     lines += ["", "What each family can do: docs/families.md"]
     give(args, {"embedded": list(embedded()), "families": known}, text="\n".join(lines))
     return OK

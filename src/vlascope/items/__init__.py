@@ -9,6 +9,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from .clips import ClipSource, clips
 from .coco import CocoSource
 from .curate import Unit, export_curated, units_of, with_reviews
 from .extract import extract_frames
@@ -29,6 +30,7 @@ from .voc import VocSource
 
 __all__ = [
     "Box",
+    "ClipSource",
     "CocoSource",
     "EpisodeData",
     "EpisodeInfo",
@@ -54,6 +56,7 @@ __all__ = [
     "Unit",
     "VideoSource",
     "VocSource",
+    "clips",
     "export_curated",
     "extract_frames",
     "open_items",

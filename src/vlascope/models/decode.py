@@ -24,6 +24,7 @@ def greedy(
     hooks: Hooks,
     eos_ids: Collection[int],
     max_new_tokens: int,
+    layout: str = "language",
 ) -> list[list[int]]:
     """Return the most likely continuation of each row, token by token.
 
@@ -37,6 +38,7 @@ def greedy(
         hooks: Told the position of each new token, so that edits of single tokens stay where they belong.
         eos_ids: Ids that end an answer (kept as its last id).
         max_new_tokens: At most so many new tokens, >= 1.
+        layout: Name of the layout of the sequence.
 
     Returns:
         New ids per row; the last one is in `eos_ids` unless the limit cut the answer.
@@ -49,10 +51,11 @@ def greedy(
     mask = (torch.arange(n_prompt, device=device)[None] < length[:, None]).long() if ragged else None
     answers: list[list[int]] = [[] for _ in range(n_rows)]
     open_rows = set(range(n_rows))
-    logits, cache = step(
-        input_ids, attention_mask=mask, position_ids=None, past_key_values=None, last=length - 1
-    )
+    hooks.grows = layout
     try:
+        logits, cache = step(
+            input_ids, attention_mask=mask, position_ids=None, past_key_values=None, last=length - 1
+        )
         for n_new in range(1, max_new_tokens + 1):
             token = logits.argmax(-1)
             for row, token_id in enumerate(token.tolist()):
@@ -73,5 +76,5 @@ def greedy(
                 last=torch.zeros_like(length),
             )
     finally:
-        hooks.positions = None
+        hooks.positions = hooks.grows = None
     return answers

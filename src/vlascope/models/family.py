@@ -48,6 +48,9 @@ class Family(ABC):
         summary: One line for `vlascope models`.
         reads_text: Whether prompts change anything.
         answers: Whether `respond` can return text.
+        needs_image: Whether items without an image cannot be read.
+        handed_over: Checkpoints that another library has to load; the policy is then handed to `load`.
+        notes: What a user of these checkpoints has to know, for docs/families.md.
     """
 
     name: ClassVar[str]
@@ -56,6 +59,9 @@ class Family(ABC):
     summary: ClassVar[str] = ""
     reads_text: ClassVar[bool] = False
     answers: ClassVar[bool] = False
+    needs_image: ClassVar[bool] = True
+    handed_over: ClassVar[tuple[str, ...]] = ()
+    notes: ClassVar[str] = ""
 
     def __init__(self, module: nn.Module, *, assets: Assets) -> None:
         self.module = module

@@ -287,8 +287,6 @@ class FlowFamily(Family):
         return self.sample(batch.inputs, noise=noise, n_steps=n_steps)
 
     def _images(self, item: Item) -> list[np.ndarray]:
-        if not item.images:
-            raise InputError(f"item '{item.item_id}' has no image; this policy reads at least one camera.")
         limit = self.parts.n_cameras
         if limit is not None and len(item.images) > limit and not self._has_warned:
             _log.warning("items have %d cameras; this policy reads the first %d", len(item.images), limit)

@@ -11,17 +11,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import HookNotFiredError, InputError
+from .chosen import Chosen, Tokens, masked
 from .sites import Site
 
+if TYPE_CHECKING:
+    from .batch import Batch
+
 Edit = Callable[[Tensor], Tensor]
-Tokens = Sequence[int] | np.ndarray | Tensor | None
 
 
 @dataclass
@@ -30,21 +32,27 @@ class _Point:
 
     handle: Any = None
     n_calls: int = 0  # of the module since the pass began
-    edits: list[tuple[Site, Callable[[Tensor], Tensor]]] = field(default_factory=list)
+    edits: list[tuple[Site, Callable[[Tensor, int], Tensor]]] = field(default_factory=list)
     readers: list[tuple[Site, Callable[[Tensor], None]]] = field(default_factory=list)
 
 
 class Hooks:
     """The hooks of one model.
 
-    `positions` is None while whole sequences run; during step-by-step decoding it is the index, in each
-    item's sequence, of the token that is being computed (int64 [b]).
+    Attributes:
+        module: The model.
+        batch: What is being run, so that edits find the tokens of each item; None outside `running`.
+        grows: Name of the layout whose sequence an answer is being appended to, from the prompt's pass on; None
+            while nothing is decoded.
+        positions: None while whole sequences run; during step-by-step decoding the index, in each row's sequence,
+            of the token that is being computed (int64 [rows]).
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.batch: Batch | None = None
+        self.grows: str | None = None
         self.positions: Tensor | None = None
-        self.sequence_grows = False  # true while an answer is being decoded, from the prompt's pass on
         self._points: dict[tuple[str, str], _Point] = {}
 
     @property
@@ -55,7 +63,7 @@ class Hooks:
     @contextlib.contextmanager
     def editing(self, site: Site, fn: Edit, *, tokens: Tokens = None) -> Iterator[None]:
         """Replace a site's tensor by `fn(tensor)` in every forward pass inside the `with` block."""
-        entry = (site, _masked(fn, tokens, site=site, hooks=self))
+        entry = (site, self._masked(fn, tokens, site=site))
         point = self._open(site)
         point.edits.append(entry)
         try:
@@ -83,6 +91,15 @@ class Hooks:
                 self._close(site)
 
     @contextlib.contextmanager
+    def running(self, batch: Batch) -> Iterator[None]:
+        """Say what the passes inside the `with` block run."""
+        before, self.batch = self.batch, batch
+        try:
+            yield
+        finally:
+            self.batch = before
+
+    @contextlib.contextmanager
     def must_fire(self, paths: Sequence[str], *, why: str) -> Iterator[None]:
         """Raise `HookNotFiredError` when the block ends well but one of these modules was never called."""
         for point in self._points.values():
@@ -102,6 +119,28 @@ class Hooks:
                 f"the forward pass never called {', '.join(repr(p) for p in missing)}: {why}. "
                 "Check that this version of transformers runs the model as its authors meant it."
             )
+
+    def _masked(self, fn: Edit, tokens: Tokens, *, site: Site) -> Callable[[Tensor, int], Tensor]:
+        """Return an edit that changes only `tokens`; its second argument counts the module's calls in a pass."""
+        if tokens is None:
+            return lambda x, _call: fn(x)
+        chosen = Chosen(tokens, site=site)
+
+        def edit(x: Tensor, call: int) -> Tensor:
+            grows = self.grows == site.layout
+            mask = chosen.mask(
+                (x.shape[0], x.shape[1]),
+                batch=self.batch,
+                positions=self.positions if grows or self.batch is None else None,
+                grows=grows,
+                call=call,
+            )
+            if not mask.any():
+                return x
+            # On a copy, so that an edit which works in place cannot touch the other tokens.
+            return torch.where(masked(mask, like=x), fn(x.clone()).to(x.dtype), x)
+
+        return edit
 
     def _open(self, site: Site) -> _Point:
         key = (site.module_path, site.side)
@@ -139,7 +178,7 @@ def _serve(point: _Point, value: Any) -> Any:
     point.n_calls += 1
     for site, edit in point.edits:
         if site.call is None or site.call == call % site.n_calls:
-            tensor = _write(tensor, edit(_read(tensor, site)), site)
+            tensor = _write(tensor, edit(_read(tensor, site), call), site)
     for site, read in point.readers:
         if site.repeats != "steps" or _step_read(site) == call % site.n_calls:
             read(_read(tensor, site))
@@ -208,38 +247,3 @@ def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
 
 def _whole(site: Site) -> Site:
     return replace(site, channels=None)
-
-
-def _masked(fn: Edit, tokens: Tokens, *, site: Site, hooks: Hooks) -> Edit:
-    """Return an edit that changes only `tokens`, counted from the start of the sequence."""
-    if tokens is None:
-        return fn
-    chosen = torch.as_tensor(np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens))
-    if chosen.dtype == torch.bool:
-        if chosen.ndim != 1:
-            raise InputError(
-                f"the token mask for site '{site.name}' must be one-dimensional; got {chosen.shape}."
-            )
-        chosen = chosen.nonzero()[:, 0]
-    if chosen.dtype.is_floating_point or chosen.ndim != 1 or (chosen < 0).any():
-        raise InputError(
-            f"tokens for site '{site.name}' must be a bool mask or row numbers >= 0, one-dimensional."
-        )
-
-    def edit(x: Tensor) -> Tensor:
-        if not len(chosen):
-            return x
-        start = hooks.positions
-        if start is None and not hooks.sequence_grows and int(chosen.max()) >= x.shape[1]:
-            raise InputError(
-                f"token {int(chosen.max())} of site '{site.name}' does not exist; it has {x.shape[1]} tokens."
-            )
-        here = torch.arange(x.shape[1], device=x.device)[None]
-        here = here if start is None else here + start.to(x.device)[:, None]
-        mask = torch.isin(here, chosen.to(x.device))
-        if not mask.any():
-            return x
-        # On a copy, so that an edit which works in place cannot touch the other tokens.
-        return torch.where(mask[..., None], fn(x.clone()).to(x.dtype), x)
-
-    return edit

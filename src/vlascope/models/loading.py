@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import InputError, MissingExtraError, ModelNotFoundError, nearest_text
 from .family import Assets, Family, families, family_of, family_of_module
+from .foreign import advice
 from .layout import Grid
 from .model import Model
 from .normalizer import policy_stats, policy_tokenizer
@@ -52,7 +53,8 @@ def load(
         revision: Branch, tag or commit of a hub checkpoint; the commit is recorded.
         trust_remote_code: Run code that comes with the checkpoint. Only for sources that you trust.
         processor: For a module in memory: its transformers processor, tokenizer, or the folder or hub name
-            that holds them.
+            that holds them; LeRobot's preprocessor; or {"tokenizer": one or its name, "norm_stats": statistics of
+            state and action}.
         device_map: "auto" spreads a model that is too large for one GPU over all devices (needs accelerate).
         quantize: "4bit" or "8bit" keeps the weights in so many bits (needs bitsandbytes and accelerate).
 
@@ -157,13 +159,18 @@ def read_assets(source: Any, *, revision: str | None = None, trust_remote_code: 
     """Return what lies beside a checkpoint's weights.
 
     Args:
-        source: A folder, a hub name, or a transformers processor, image processor or tokenizer.
+        source: A folder, a hub name, a transformers processor, image processor or tokenizer, LeRobot's processor
+            pipeline, or {"tokenizer": a tokenizer or a name, "norm_stats": {...}}.
         revision: Of a hub checkpoint.
         trust_remote_code: As for `load`.
     """
     if not isinstance(source, (str, Path)):
         image = getattr(source, "image_processor", source if hasattr(source, "image_mean") else None)
         tokenizer = getattr(source, "tokenizer", source if hasattr(source, "convert_ids_to_tokens") else None)
+        if isinstance(source, Mapping):
+            tokenizer = source.get("tokenizer")
+            if isinstance(tokenizer, (str, Path)):
+                tokenizer = read_assets(tokenizer, trust_remote_code=trust_remote_code).tokenizer
         chat = getattr(source, "chat_template", None)
         config = image.to_dict() if image is not None else {}
         tokenizer = tokenizer if tokenizer is not None else policy_tokenizer(source)
@@ -227,6 +234,11 @@ def _read_config(name: str, source: str, kind: str, *, revision: str | None, tru
     from transformers import AutoConfig
 
     with _explained(name, kind):
+        path = _asset(source, "config.json", revision=revision)
+        # Asked first: transformers would guess a type from a name that has "pi0" in it.
+        given = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        if other := advice(given, name=name):
+            raise ModelNotFoundError(other)
         try:
             return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         except ImportError as error:

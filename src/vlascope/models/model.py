@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..errors import HookNotFiredError, InputError
 from ..items.item import Item
 from .batch import Batch, Response
+from .chosen import Tokens
 from .family import Family
-from .hooks import Edit, Hooks, Tokens
+from .hooks import Edit, Hooks
 from .sites import Site, resolve
 
 MAX_HASHED_VALUES = 1 << 16  # per parameter; larger ones are sampled at even distances for the fingerprint
@@ -99,6 +100,11 @@ class Model:
             raise InputError("got no items; need at least one.")
         if answers is not None and len(answers) != len(items):
             raise InputError(f"got {len(answers)} answers for {len(items)} items; need one per item.")
+        if self._family.needs_image and (blind := [item for item in items if not item.images]):
+            raise InputError(
+                f"item '{blind[0].item_id}' has no image; '{self.name}' (family {self.family}) needs one in every "
+                "item. Set Item.images; text alone is for language models (family text)."
+            )
         if with_answer and answers is None:
             answers = self.respond(items)
         return self._family.prepare(items, answers=answers).to(self.device)
@@ -140,13 +146,17 @@ class Model:
 
         Args:
             site: One site.
-            fn: Gets the site's tensor [b, t, d] (padding included) and returns its replacement.
-            tokens: Change only these: a bool mask or row numbers of the site's layout. They count from the
-                start of the sequence, so that numbers past the prompt mean tokens of the answer.
+            fn: Gets the site's tensor [b, t, d] (padding included) and returns its replacement. One row of it
+                may be one image of an item, for models that look at cameras one by one.
+            tokens: Change only these tokens of each item: row numbers or a bool mask of the site's layout
+                (`batch.layouts[site.layout][i]`, all cameras and tiles counted through); a function of that
+                layout that returns either, such as `lambda layout: layout.is_kind("patch")`; or a mapping
+                {place in the batch, or item_id: any of these}, which leaves other items alone. Numbers past the
+                prompt mean tokens of an answer while it is decoded; functions see the prompt's layout only.
 
         Raises:
             SiteNotFoundError: no such site, or a pattern that names several.
-            InputError: (during the forward pass) a replacement of another shape, or tokens that do not exist.
+            InputError: (during the forward pass) a replacement of another shape, or tokens that an item lacks.
         """
         found = self._sites([site] if isinstance(site, Site) else site)
         if len(found) != 1:
@@ -173,14 +183,8 @@ class Model:
             raise InputError("this batch holds answers already; prepare the items without `with_answer`.")
         if not self.answers:
             return self._family.respond(batch, hooks=self._hooks, max_new_tokens=max_new_tokens)
-        self._hooks.sequence_grows = True
-        try:
-            with torch.no_grad(), self._all_must_fire():
-                return self._family.respond(
-                    self._cast(batch), hooks=self._hooks, max_new_tokens=max_new_tokens
-                )
-        finally:
-            self._hooks.sequence_grows = False
+        with torch.no_grad(), self._hooks.running(batch), self._all_must_fire():
+            return self._family.respond(self._cast(batch), hooks=self._hooks, max_new_tokens=max_new_tokens)
 
     def attention(
         self,
@@ -297,7 +301,7 @@ class Model:
         return tuple({site.name: site for site in found}.values())
 
     def _run(self, batch: Batch, sites: Sequence[Site]) -> None:
-        with torch.no_grad(), self._all_must_fire():
+        with torch.no_grad(), self._hooks.running(batch), self._all_must_fire():
             self._family.forward(self._cast(batch), sites=sites)
 
     def _all_must_fire(self) -> contextlib.AbstractContextManager[None]:

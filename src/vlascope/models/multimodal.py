@@ -29,6 +29,7 @@ from .hooks import Hooks
 from .images import Frame, ImageTransform
 from .layout import KINDS, TokenLayout, concat, grid_tokens, plain_tokens
 from .packed import Packing, one_after_another
+from .replies import action_reply
 from .sites import Site
 from .structure import block_sites, first_path
 from .text import Words, fill_template, pad_right
@@ -253,34 +254,8 @@ class ImageTextFamily(Family):
             eos_ids=self.eos_ids,
             max_new_tokens=max_new_tokens,
         )
-        return [self._response(ids) for ids in answers]
-
-    def _response(self, ids: list[int]) -> Response:
-        """Return an answer's ids (the last one may end it) as text, and as an action where it is one."""
-        assert self.words is not None
-        ended = bool(ids) and ids[-1] in self.eos_ids
-        ids = ids[:-1] if ended else ids
-        action, flags, action_ids, names = None, (), (), ()
-        if self.bins is not None:
-            is_action = self.bins.is_action(ids)
-            action_ids = tuple(int(i) for i in np.asarray(ids, np.int64)[is_action])
-            if action_ids:
-                reply = self.bins.decode(ids)
-                action, flags = reply.values, reply.problems
-                names = self.bins.names or tuple(f"a{i}" for i in range(self.bins.dof))
-        whole_action = action is not None and not flags
-        if not ended and not whole_action:
-            flags = (*flags, "length_limit")
-        return Response(
-            text=self.words.decode(ids),
-            token_ids=tuple(ids),
-            token_texts=tuple(self.words.text(i) for i in ids),
-            action=action,
-            action_names=names,
-            action_ids=action_ids,
-            action_bins=self.bins.numbers(action_ids) if self.bins is not None else (),
-            flags=flags,
-        )
+        words, bins = self.words, self.bins
+        return [action_reply(ids, words=words, bins=bins, eos_ids=self.eos_ids) for ids in answers]
 
     def _pack(self, batch: Batch) -> None:
         for name, packing in self.packings.items():
@@ -288,8 +263,6 @@ class ImageTextFamily(Family):
 
     def _images(self, item: Item) -> Sequence[NDArray[np.uint8]]:
         """Return the images of an item that the model reads."""
-        if not item.images:
-            raise InputError(f"item '{item.item_id}' has no image; this model needs at least one.")
         wanted = self._fixed_template().count(self.image_word) or self.n_images
         if wanted is None:
             return item.images

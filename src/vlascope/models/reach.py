@@ -18,6 +18,7 @@ from torch import nn
 
 from ..errors import ModelNotFoundError
 from .images import Frame
+from .structure import pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +133,9 @@ def _leaves(module: nn.Module, skip: Sequence[str], path: str = "") -> Iterable[
 
 
 def _steps(part: Any, pads: tuple[int, int, int, int] | None) -> tuple[Step, Step]:
-    kernel, dilation = _pair(part.kernel_size), _pair(getattr(part, "dilation", 1))
+    kernel, dilation = pair(part.kernel_size), pair(getattr(part, "dilation", 1))
     seen = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
-    stride = _pair(part.stride if part.stride is not None else part.kernel_size)
+    stride = pair(part.stride if part.stride is not None else part.kernel_size)
     if pads is not None:  # left, right, top, bottom
         sides = ((pads[2], pads[3]), (pads[0], pads[1]))
     elif part.padding == "same":
@@ -142,14 +143,9 @@ def _steps(part: Any, pads: tuple[int, int, int, int] | None) -> tuple[Step, Ste
     elif part.padding == "valid":
         sides = ((0, 0), (0, 0))
     else:
-        sides = tuple((p, p) for p in _pair(part.padding))
+        sides = tuple((p, p) for p in pair(part.padding))
     rows, cols = (
         Step(kernel=n, stride=s, before=side[0], after=side[1])
         for n, s, side in zip(seen, stride, sides, strict=True)
     )
     return rows, cols
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    a, b = (value, value) if isinstance(value, int) else value
-    return int(a), int(b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -183,6 +184,12 @@ def module_width(module: nn.Module) -> int:
     if type(module).__name__ == "Conv1D":  # GPT-2's linear layer
         return int(module.nf)  # type: ignore[arg-type]
     return 0
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Return (rows, cols) of a size that is given as one number or as two."""
+    a, b = (value, value) if isinstance(value, int) else value
+    return int(a), int(b)
 
 
 def _children(module: nn.Module, path: str) -> list[nn.Module]:

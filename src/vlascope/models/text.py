@@ -59,36 +59,6 @@ def fill_template(template: str, prompt: str) -> str:
     raise InputError(f"the prompt template {template!r} has no {{prompt}} in it.")
 
 
-def expand(ids: Sequence[int], *, image_id: int, n_tokens: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Replace each image placeholder by its image's tokens.
-
-    Args:
-        ids: Prompt with one `image_id` per image.
-        image_id: Id of the placeholder.
-        n_tokens: Number of tokens per image, in order.
-
-    Returns:
-        The longer ids, and where each image's tokens start.
-
-    Raises:
-        InputError: the prompt has another number of placeholders than there are images.
-    """
-    out: list[int] = []
-    starts: list[int] = []
-    for token in ids:
-        if token == image_id and len(starts) < len(n_tokens):
-            starts.append(len(out))
-            out += [image_id] * n_tokens[len(starts) - 1]
-        else:
-            out.append(int(token))
-    if len(starts) != len(n_tokens) or list(ids).count(image_id) != len(n_tokens):
-        raise InputError(
-            f"the prompt has {list(ids).count(image_id)} image places for {len(n_tokens)} image(s). Check the "
-            "prompt template, that the tokenizer knows the image token, and that no prompt contains it."
-        )
-    return out, starts
-
-
 def pad_right(rows: Sequence[Sequence[int]], *, pad_id: int, length: int | None = None) -> np.ndarray:
     """Return int64 [b, t]: the rows, filled up on the right."""
     width = length or max(len(row) for row in rows)

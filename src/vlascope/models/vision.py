@@ -27,7 +27,7 @@ from .images import (
 )
 from .layout import TokenLayout, concat, grid_tokens, plain_tokens
 from .sites import Site
-from .structure import block_sites, first_path
+from .structure import block_sites, first_path, pair
 
 BLOCKS = ("encoder.layers", "vision_model.encoder.layers", "encoder.layer", "model.layer", "layers", "blocks")
 
@@ -76,10 +76,10 @@ class VisionTower:
         n_class, has_registers = _PREFIX[config.model_type]
         n_registers = int(config.num_register_tokens) if has_registers else 0
         self.prefix = ["class"] * n_class + ["register"] * n_registers
-        self.patch = _pair(config.patch_size)
+        self.patch = pair(config.patch_size)
         self.name, self.root, self.transform = name, root, transform
         self.width = int(config.hidden_size)
-        self.trained_hw = _pair(config.image_size) if hasattr(config, "image_size") else None
+        self.trained_hw = pair(config.image_size) if hasattr(config, "image_size") else None
         self.is_fitted = config.model_type not in _FIT_ON_REQUEST
         dotted = f"{root}." if root else ""
         self.blocks = first_path(
@@ -163,7 +163,7 @@ class VisionTower:
 
 def usual_transform(config: Any) -> ImageTransform:
     """Return the preprocessing that this type of vision tower was trained with, for models without a file."""
-    size = _pair(config.image_size)[0]
+    size = pair(config.image_size)[0]
     if config.model_type == "clip_vision_model":
         return crop(size, mean=CLIP_MEAN, std=CLIP_STD)
     if config.model_type == "dinov3_vit":
@@ -189,8 +189,3 @@ def usual_transform(config: Any) -> ImageTransform:
 
 def _sizes(shapes: set[tuple[int, ...]]) -> str:
     return ", ".join(" x ".join(map(str, shape)) for shape in sorted(shapes))
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    a, b = (value, value) if isinstance(value, int) else value
-    return int(a), int(b)

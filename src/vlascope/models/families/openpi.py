@@ -28,8 +28,8 @@ class OpenPiFamily(FlowFamily):
     """`PI0Pytorch` of openpi, and LeRobot's `PI0Policy` and `PI05Policy` (or the `model` inside them).
 
     Load the policy with its own library and hand it over: `vlascope.load(policy, processor=...)`, with LeRobot's
-    preprocessor (it holds tokenizer and statistics) or a tokenizer. Statistics may also be given as
-    `policy.config.norm_stats = {"state": {...}, "action": {...}}`.
+    preprocessor (it holds tokenizer and statistics), or {"tokenizer": ..., "norm_stats": {"state": {...}, "actions":
+    {...}}} with openpi's norm_stats.json.
 
     In training both stacks run in one joint pass that calls only the layers inside the blocks; so those are what
     the sites name. pi0.5 has no state token: the state is written into the text, in 256 steps.
@@ -37,6 +37,7 @@ class OpenPiFamily(FlowFamily):
 
     name = "openpi"
     summary = "pi0 and pi0.5 of openpi and LeRobot, loaded there and handed over"
+    handed_over = ("lerobot/pi0_base", "lerobot/pi05_base")
 
     def __init__(self, module: nn.Module, *, assets: Any) -> None:
         self.dotted = "" if has(module, "paligemma_with_expert") else "model."

@@ -22,10 +22,17 @@ from ..layout import KINDS, TokenLayout, concat, grid_tokens, plain_tokens
 from ..padding import Letterbox
 from ..replies import action_reply
 from ..sites import Site
-from ..structure import block_sites, first_path, has, module_width
+from ..structure import block_sites, first_path, has, module_width, pair
 from ..text import Words, fill_template, pad_right
 
 OPENVLA_PROMPT = "In: What action should the robot take to {prompt}?\nOut:"
+OPENVLA_NEEDS = (
+    "The code that comes with the published checkpoints was written for transformers 4.40.1 and tokenizers 0.19.1, "
+    "and stops unless timm is 0.9.10, 0.9.11, 0.9.12 or 0.9.16 (with the torchvision of your PyTorch's release). "
+    "Under transformers 5 its class also lacks what is asked for now (`_supports_sdpa`, `tie_weights` with "
+    "arguments), which has to be put right in a copy of the checkpoint's modeling_prismatic.py. vlascope needs neither "
+    "its `generate` nor its processor. Its tests run on a stand-in with the same modules and calls."
+)
 EMPTY_PIECE = "\u2581"
 """The piece that Llama's tokenizer puts before a word: OpenVLA was trained with it after the prompt's colon."""
 
@@ -51,6 +58,7 @@ class OpenVLAFamily(Family):
     summary = "OpenVLA: two vision towers, a language model, action tokens (needs trust_remote_code)"
     reads_text = True
     answers = True
+    notes = OPENVLA_NEEDS
 
     def __init__(self, module: nn.Module, *, assets: Assets) -> None:
         super().__init__(module, assets=assets)
@@ -86,12 +94,19 @@ class OpenVLAFamily(Family):
         placement: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[nn.Module, Mapping[str, Any]]:
         """Load the class that comes with the checkpoint: transformers 5 has no auto class for it any more."""
-        model_class = cls.module_class(
-            config, source=name, trust_remote_code=trust_remote_code, revision=revision
-        )
-        return model_class.from_pretrained(
-            name, dtype=dtype, revision=revision, output_loading_info=True, **placement
-        )
+        try:
+            model_class = cls.module_class(
+                config, source=name, trust_remote_code=trust_remote_code, revision=revision
+            )
+            return model_class.from_pretrained(
+                name, dtype=dtype, revision=revision, output_loading_info=True, **placement
+            )
+        except (ImportError, NotImplementedError, AttributeError, TypeError) as error:
+            # What the checkpoint's code raises beside versions that it was not written for.
+            raise ModelNotFoundError(
+                f"the code that comes with '{name}' does not run here ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:300]}). {OPENVLA_NEEDS}"
+            ) from error
 
     @classmethod
     def module_class(
@@ -133,8 +148,6 @@ class OpenVLAFamily(Family):
 
     def prepare(self, items: Sequence[Item], *, answers: Sequence[Response] | None = None) -> Batch:
         for item in items:
-            if not item.images:
-                raise InputError(f"item '{item.item_id}' has no image; this model reads one and a prompt.")
             if item.prompt is None:
                 raise InputError(
                     f"item '{item.item_id}' has no prompt; this model needs an instruction, such as "
@@ -278,8 +291,8 @@ class _Tower:
         register = getattr(tower, "reg_token", None)
         self.prefix = ["class"] * n_class + ["register"] * (0 if register is None else int(register.shape[1]))
         self.name = "vision.dino" if self.prefix else "vision.siglip"
-        self.grid = _pair(tower.patch_embed.grid_size)
-        patch = _pair(tower.patch_embed.patch_size)
+        self.grid = pair(tower.patch_embed.grid_size)
+        patch = pair(tower.patch_embed.patch_size)
         self.size = (self.grid[0] * patch[0], self.grid[1] * patch[1])
 
     def patches(self, frame: tuple[float, float, float, float]) -> TokenLayout:
@@ -326,8 +339,3 @@ def _transforms(
 def _part(layout: TokenLayout, first: int, end: int) -> TokenLayout:
     """Return the rows first..end of a layout."""
     return TokenLayout(**{name: column[first:end] for name, column in vars(layout).items()})
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    a, b = (value, value) if isinstance(value, int) else value
-    return int(a), int(b)

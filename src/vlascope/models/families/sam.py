@@ -19,7 +19,7 @@ from ..layout import KINDS, TokenLayout
 from ..maps import Maps
 from ..reach import Step, Steps, steps_of
 from ..sites import Site
-from ..structure import block_sites, first_path, has, module_width
+from ..structure import block_sites, first_path, has, module_width, pair
 from ..windows import Windows
 
 
@@ -140,7 +140,7 @@ class Sam2Family(Family):
         self.blocks = first_path(module, candidates, needed_for="list of vision blocks")
         self.root = self.blocks.rpartition(".")[0]
         backbone: Any = module.get_submodule(self.root)
-        height, width = _pair(backbone.config.image_size)
+        height, width = pair(backbone.config.image_size)
         default = ImageTransform(
             size_hw=(height, width), mean=IMAGENET_MEAN, std=IMAGENET_STD, resample=BILINEAR
         )
@@ -187,11 +187,11 @@ class Sam2Family(Family):
         for index, block in enumerate(backbone.get_submodule("blocks").children()):
             before = steps
             if block.query_stride:
-                rows, cols = (Step(kernel=n, stride=n, before=0, after=0) for n in _pair(block.query_stride))
+                rows, cols = (Step(kernel=n, stride=n, before=0, after=0) for n in pair(block.query_stride))
                 steps = (*steps, (rows, cols))
             size = int(block.window_size)
             # Queries are pooled inside their window, so that attn comes out of a smaller one.
-            after = size // _pair(block.query_stride)[0] if block.query_stride else size
+            after = size // pair(block.query_stride)[0] if block.query_stride else size
             base, path = f"vision.{index}", f"{self.blocks}.{index}"
             fused = module_width(block.attn.qkv) // 3
             sites.append(self._site(base, path, steps, 0, tensor="out", width=int(block.dim_out)))
@@ -258,8 +258,3 @@ def _sam_transform(given: Mapping[str, Any], *, size: int) -> LongSidePad:
         std=plain.std,
         resample=plain.resample,
     )
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    a, b = (value, value) if isinstance(value, int) else value
-    return int(a), int(b)

@@ -30,6 +30,7 @@ class SmolVLAFamily(FlowFamily):
 
     name = "smolvla"
     summary = "SmolVLA of LeRobot, loaded there and handed over"
+    handed_over = ("lerobot/smolvla_base",)
 
     def __init__(self, module: nn.Module, *, assets: Any) -> None:
         self.dotted = "" if has(module, "vlm_with_expert") else "model."

@@ -15,6 +15,7 @@ from ..decode import greedy
 from ..family import Assets, Family, families, register
 from ..hooks import Hooks
 from ..layout import concat
+from ..replies import action_reply
 from ..sites import Site
 from ..structure import LEAVES, block_sites, first_path, has, module_width
 from ..text import Words, fill_template, pad_right
@@ -59,6 +60,7 @@ class TextFamily(Family):
     summary = "decoder-only language models: GPT-2, Llama, Qwen 2 and 3, Mistral, Gemma, Phi, OLMo"
     reads_text = True
     answers = True
+    needs_image = False
 
     def __init__(self, module: nn.Module, *, assets: Assets) -> None:
         super().__init__(module, assets=assets)
@@ -171,18 +173,8 @@ class TextFamily(Family):
             eos_ids=self.eos_ids,
             max_new_tokens=max_new_tokens,
         )
-        return [self._response(ids) for ids in answers]
-
-    def _response(self, ids: list[int]) -> Response:
-        assert self.words is not None
-        ended = bool(ids) and ids[-1] in self.eos_ids
-        ids = ids[:-1] if ended else ids
-        return Response(
-            text=self.words.decode(ids),
-            token_ids=tuple(ids),
-            token_texts=tuple(self.words.text(i) for i in ids),
-            flags=() if ended else ("length_limit",),
-        )
+        words = self.words
+        return [action_reply(ids, words=words, bins=None, eos_ids=self.eos_ids) for ids in answers]
 
     def _check_length(self, n_tokens: int, item: Item) -> None:
         limit = getattr(self.config, "max_position_embeddings", None)

@@ -20,7 +20,7 @@ from ..layout import concat, plain_tokens
 from ..maps import Maps
 from ..reach import Step
 from ..sites import Site
-from ..structure import block_sites, has
+from ..structure import block_sites, has, pair
 
 _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": BILINEAR, "bicubic": BICUBIC}
 
@@ -67,7 +67,7 @@ class TimmFamily(Family):
         if self.is_transformer:
             self.prefix = _prefix(self.inner)
             rows, cols = (
-                Step(kernel=n, stride=n, before=0, after=0) for n in _pair(self.inner.patch_embed.patch_size)
+                Step(kernel=n, stride=n, before=0, after=0) for n in pair(self.inner.patch_embed.patch_size)
             )
             self.layout_name = self.maps.add(((rows, cols),))
         self._sites = self._find_blocks() if self.is_transformer else self._find_maps()
@@ -169,7 +169,7 @@ def _transform(inner: Any) -> ImageTransform:
     """Return timm's preprocessing for evaluation."""
     given = dict(inner.pretrained_cfg or {})
     size = getattr(getattr(inner, "patch_embed", None), "img_size", None)
-    height, width = _pair(size if size is not None else tuple(given.get("input_size", (3, 224, 224)))[1:])
+    height, width = pair(size if size is not None else tuple(given.get("input_size", (3, 224, 224)))[1:])
     crop_pct, mode = float(given.get("crop_pct") or 0.875), given.get("crop_mode") or "center"
     resized = int(np.floor(height / crop_pct)), int(np.floor(width / crop_pct))
     plain = ImageTransform(
@@ -191,8 +191,3 @@ def _transform(inner: Any) -> ImageTransform:
 def _three(values: Any) -> tuple[float, float, float]:
     a, b, c = values
     return float(a), float(b), float(c)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    a, b = (value, value) if isinstance(value, int) else value
-    return int(a), int(b)

@@ -17,7 +17,7 @@ from ..image_family import read_transform
 from ..images import BILINEAR, IMAGENET_MEAN, IMAGENET_STD, ImageTransform, sub_frame
 from ..layout import TokenLayout, concat, grid_tokens
 from ..sites import Site
-from ..structure import LEAVES, block_sites, first_path, has
+from ..structure import LEAVES, block_sites, first_path, has, pair
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ class VideoFamily(Family):
         )
         self.tubelet = int(config.tubelet_size)
         self.n_frames = int(config.frames_per_clip if self.is_vjepa else config.num_frames)
-        self.patch = _pair(config.patch_size)
-        size = _pair(config.crop_size if self.is_vjepa else config.image_size)
+        self.patch = pair(config.patch_size)
+        size = pair(config.crop_size if self.is_vjepa else config.image_size)
         self.trained_hw = size
         self.transform = _transform(assets.image_config, size=size, is_vjepa=self.is_vjepa)
         self._has_warned = False
@@ -157,8 +157,3 @@ def _transform(given: Mapping[str, Any], *, size: tuple[int, int], is_vjepa: boo
     )
     # Keys that only say how frames are chosen are none of ours: an item's images are its frames.
     return read_transform(given, default=default)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    a, b = (value, value) if isinstance(value, int) else value
-    return int(a), int(b)

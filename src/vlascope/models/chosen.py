@@ -1,0 +1,190 @@
+"""Which tokens an edit changes: rows of a site's layout, per item, found again in the tensor of a batch.
+
+A site's tensor may hold one row per item, one per image of an item (several cameras), items in several spans with
+filling between them, or, while an answer is decoded, one new token per item. `Batch.rows` says which; what the caller
+counts are always the rows of an item's `TokenLayout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import InputError
+from .layout import TokenLayout
+
+if TYPE_CHECKING:
+    from .batch import Batch
+    from .sites import Site
+
+Numbers = Sequence[int] | Sequence[bool] | np.ndarray | Tensor
+Choice = Numbers | Callable[[TokenLayout], Numbers]
+Tokens = Choice | Mapping[int, Choice] | Mapping[str, Choice] | None
+"""Row numbers or a bool mask; a function of an item's layout that returns either; or one of these per item, by its
+place in the batch or by its `item_id` (other items are left alone). None means all tokens."""
+
+
+class Chosen:
+    """The tokens that one edit changes.
+
+    Args:
+        tokens: See `Tokens`.
+        site: Where.
+
+    Raises:
+        InputError: numbers that are no rows.
+    """
+
+    def __init__(self, tokens: Choice | Mapping[int, Choice] | Mapping[str, Choice], *, site: Site) -> None:
+        self.site = site
+        self.tokens = tokens
+        parts = tokens.values() if isinstance(tokens, Mapping) else [tokens]
+        for part in parts:
+            if not callable(part):
+                _numbers(part, site=site)  # complain before the pass, not in the middle of it
+        self._known: tuple[Mapping, list[NDArray[np.int64]]] | None = None
+
+    def mask(
+        self, shape: tuple[int, int], *, batch: Batch | None, positions: Tensor | None, grows: bool, call: int
+    ) -> NDArray[np.bool_]:
+        """Return bool [rows, t]: the tokens to change in a tensor of that shape.
+
+        Args:
+            shape: (rows, t) of the tensor.
+            batch: What is being run; None for a pass that vlascope does not run itself: tokens are then counted
+                through each row, and have to be numbers.
+            positions: While an answer is decoded: the place of the new token in each row, int64 [rows].
+            grows: Whether later passes append tokens to these, so that numbers past the end are no mistake.
+            call: How often the module has been called in this pass, for modules that run once per camera.
+
+        Raises:
+            InputError: tokens that an item does not have, or a tensor that does not fit its layout.
+        """
+        if batch is None:
+            return self._by_row(shape, positions)
+        site = self.site
+        if site.layout not in batch.rows:
+            raise InputError(
+                f"site '{site.name}' has no tokens in this batch (it has {', '.join(batch.rows)})."
+            )
+        rows = self._per_item(batch)
+        out = np.zeros(shape, bool)
+        if positions is not None:
+            return self._one_new_token(out, rows, batch, positions.tolist())
+        if not grows:
+            self._check(rows, batch)
+        first_row = call * shape[0] if site.repeats == "images" else 0
+        for wanted, places in zip(rows, batch.rows[site.layout], strict=True):
+            n_before = 0
+            for row, first, end in places:
+                inside = wanted[(wanted >= n_before) & (wanted < n_before + end - first)] - n_before + first
+                n_before += end - first
+                row -= first_row
+                if not len(inside) or (site.repeats == "images" and not 0 <= row < shape[0]):
+                    continue  # another call of this module has it
+                if row >= shape[0] or inside[-1] >= shape[1]:
+                    raise InputError(
+                        f"site '{site.name}' gives {shape[0]} x {shape[1]} tokens, fewer than its layout "
+                        f"'{site.layout}' has. Declare the right grid and prefix, or name another module."
+                    )
+                out[row, inside] = True
+        return out
+
+    def _by_row(self, shape: tuple[int, int], positions: Tensor | None) -> NDArray[np.bool_]:
+        if callable(self.tokens) or isinstance(self.tokens, Mapping):
+            raise InputError(
+                f"tokens of site '{self.site.name}' depend on the item, but the model was called directly, not by "
+                "model.capture() or model.respond(). Give row numbers, or use these."
+            )
+        wanted = _numbers(self.tokens, site=self.site)
+        here = np.arange(shape[1])[None]
+        here = here if positions is None else here + np.asarray(positions.tolist())[:, None]
+        if positions is None and len(wanted) and wanted[-1] >= shape[1]:
+            raise self._missing(int(wanted[-1]), "", shape[1])
+        return np.broadcast_to(np.isin(here, wanted), shape).copy()  # torch takes no read-only array
+
+    def _one_new_token(
+        self, out: NDArray[np.bool_], rows: list[NDArray[np.int64]], batch: Batch, positions: list[int]
+    ) -> NDArray[np.bool_]:
+        layout = self.site.layout
+        for wanted, places, item in zip(rows, batch.rows[layout], batch.layouts[layout], strict=True):
+            row, _, end = places[-1]
+            out[row, 0] = len(item) + positions[row] - end in wanted
+        return out
+
+    def _check(self, rows: list[NDArray[np.int64]], batch: Batch) -> None:
+        layouts = batch.layouts[self.site.layout]
+        for wanted, layout, item_id in zip(rows, layouts, batch.item_ids, strict=True):
+            if len(wanted) and wanted[-1] >= len(layout):
+                raise self._missing(int(wanted[-1]), f" in item '{item_id}'", len(layout))
+
+    def _missing(self, token: int, where: str, n_tokens: int) -> InputError:
+        return InputError(
+            f"token {token} of site '{self.site.name}' does not exist{where}; it has {n_tokens} tokens. Where "
+            "items differ, choose by a function of the layout (tokens=lambda layout: layout.is_kind('patch')) or "
+            "per item (tokens={0: [3], 1: [5]})."
+        )
+
+    def _per_item(self, batch: Batch) -> list[NDArray[np.int64]]:
+        """Return the sorted rows per item; kept until another batch is run."""
+        layouts = batch.layouts
+        if self._known is not None and self._known[0] is layouts:
+            return self._known[1]
+        choices: list[Choice | None] = [None] * len(batch)
+        if isinstance(self.tokens, Mapping):
+            for key, choice in self.tokens.items():
+                for index in self._places(key, batch):
+                    choices[index] = choice
+        else:
+            choices = [self.tokens] * len(batch)
+        found = []
+        for choice, layout in zip(choices, layouts[self.site.layout], strict=True):
+            if callable(choice):
+                choice = choice(layout)
+                found.append(_numbers(choice, site=self.site, n_tokens=len(layout)))
+            else:
+                found.append(_numbers([] if choice is None else choice, site=self.site))
+        self._known = (layouts, found)
+        return found
+
+    def _places(self, key: int | str, batch: Batch) -> list[int]:
+        if isinstance(key, str):
+            return [i for i, item_id in enumerate(batch.item_ids) if item_id == key]
+        if not 0 <= key < len(batch):
+            raise InputError(
+                f"tokens of site '{self.site.name}' are given for item {key}; the batch has items "
+                f"0..{len(batch) - 1}. Name items by their item_id where batches differ."
+            )
+        return [key]
+
+
+def _numbers(tokens: Numbers, *, site: Site, n_tokens: int | None = None) -> NDArray[np.int64]:
+    """Return sorted row numbers, each once; `n_tokens` is the length that a mask must have, None for any."""
+    given = np.asarray(tokens.detach().cpu() if isinstance(tokens, Tensor) else tokens)
+    if given.ndim != 1:
+        raise InputError(
+            f"tokens for site '{site.name}' must be one-dimensional; got an array of shape {given.shape}."
+        )
+    if given.dtype == bool:
+        if n_tokens is not None and len(given) != n_tokens:
+            raise InputError(
+                f"the token mask for site '{site.name}' has {len(given)} entries; the item has {n_tokens} tokens."
+            )
+        return np.flatnonzero(given)
+    if not len(given):
+        return np.zeros(0, np.int64)
+    if given.dtype.kind not in "iu" or (given < 0).any():
+        raise InputError(
+            f"tokens for site '{site.name}' must be a bool mask or row numbers >= 0, one-dimensional."
+        )
+    return np.unique(given.astype(np.int64))
+
+
+def masked(mask: NDArray[np.bool_], *, like: Tensor) -> Tensor:
+    """Return the mask [rows, t] as a tensor [rows, t, 1] on the device of `like`."""
+    return torch.from_numpy(mask).to(like.device)[..., None]
