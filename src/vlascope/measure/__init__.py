@@ -1,6 +1,8 @@
 """What the pictures mean, in numbers with their controls and intervals."""
 
+from .action_patches import action_patches, insertion_deletion
 from .association import AssociationResult, associate, association
+from .attribution import cluster_channels
 from .concepts import ConceptResult, concepts, rank_words
 from .crossfit import Question, separability
 from .layers import LayerAgreement, layer_agreement
@@ -28,6 +30,7 @@ from .resample import (
 )
 from .result import Result, adjusted, cannot_say
 from .scores import ari, nmi, silhouette
+from .semantics import semantic_cut, semantics, word_maps
 from .sensitivity import CHANGES, SensitivityResult, sensitivity
 from .temporal import TemporalResult, temporal
 from .trace import LayerTrace, TraceResult, compare_traces, trace
@@ -35,6 +38,12 @@ from .truth import Truth, read_truth
 from .world_model import WorldModelResult, world_model
 
 __all__ = [
+    "action_patches",
+    "cluster_channels",
+    "insertion_deletion",
+    "semantic_cut",
+    "semantics",
+    "word_maps",
     "ConceptResult",
     "concepts",
     "rank_words",

@@ -387,7 +387,7 @@ def _aligned(
                 )
             x[some] -= x[some].mean(0, dtype=np.float64).astype(np.float32)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    return rows, words, x / np.where(length > 0, length, 1)
+    return rows, words, (x / np.where(length > 0, length, 1)).astype(np.float32)
 
 
 def _regions(

@@ -1,0 +1,84 @@
+"""`vlascope attribute`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from ._common import Common, Device, ModelName, OptionalText, give, say, table
+from ._main import OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Common):
+    """Which patches move the action (insertion, deletion), and which channels make the groups of a layer."""
+
+    model: ModelName
+    """model with action tokens, such as mini-vla; any model with --site alone"""
+    data: Positional[Annotated[str, arg(metavar="DATA")]]
+    """items, as for `vlascope capture`"""
+    dof: OptionalText = None
+    """degree of freedom of the action, by name (default: no actions where --site is given, else the first)"""
+    method: Literal["gradient", "occlusion"] = "gradient"
+    """how patches are judged"""
+    site: OptionalText = None
+    """layer whose groups are taken apart, channel by channel"""
+    k: int = 6
+    """number of groups"""
+    remove: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """channels to remove (default: a tenth)"""
+    items: int = 6
+    """items to use, spread evenly over the data"""
+    prompt: OptionalText = None
+    """prompt of every item, where the data has none"""
+    device: Device = "auto"
+    """where to compute"""
+    seed: int = 0
+    """seed of everything random"""
+
+
+def run(args: Args) -> int:
+    """Attribute, and print the table."""
+    from .. import api
+    from ..measure.action_patches import insertion_deletion
+    from ..measure.result import TABLE_HEAD
+    from ..measure.result import table as rows_of
+    from .cut import spread
+
+    model = api.load(args.model, device=args.device)
+    source = api.items(args.data, prompt=args.prompt)
+    chosen = [source[i] for i in spread(len(source), args.items)]
+    results = []
+    if args.site is not None:
+        say(args, f"taking the groups of {args.site} apart")
+        results += _groups(args, model, chosen)
+    if args.dof is not None or args.site is None:
+        say(args, f"asking which patches of {len(chosen)} items move the action")
+        results += insertion_deletion(model, chosen, dof=args.dof or 0, method=args.method, seed=args.seed)
+    facts = {"model": args.model, "data": args.data, "results": [r.to_json() for r in results]}
+    give(args, facts, text=table(rows_of(results), head=TABLE_HEAD))
+    return OK
+
+
+def _groups(args: Args, model, chosen):
+    import numpy as np
+
+    from ..measure.attribution import cluster_channels
+    from ..models.layout import KINDS
+    from ..spectral.gradients import MAX_TOKENS
+    from ..spectral.kway import kway
+    from ..spectral.nystrom import NystromNCut
+
+    batch = model.prepare(chosen)
+    (site,) = model.resolve(args.site)[:1]
+    parts = []
+    for layout, values in zip(
+        batch.layouts[site.layout], model.capture(batch, [site])[site.name], strict=True
+    ):
+        parts.append(values.detach().cpu().float().numpy()[layout.kind == KINDS.index("patch")])
+    x = np.concatenate(parts)[:MAX_TOKENS]
+    eigvecs = NystromNCut(max(args.k, 2), seed=args.seed).fit_transform(x)
+    labels = kway(eigvecs, [args.k], seed=args.seed).labels[args.k]
+    return cluster_channels(x, labels, n_remove=args.remove, seed=args.seed)[1]

@@ -1,0 +1,245 @@
+"""Which patches move the action: gradient and occlusion, judged by insertion and deletion against random orders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import InputError
+from ..items.item import Item
+from ..models.layout import KINDS
+from .resample import bootstrap_mean, summarise_null, units_of
+from .result import Result, cannot_say
+
+if TYPE_CHECKING:
+    from ..models import Model, Response
+
+Method = Literal["gradient", "occlusion"]
+N_STEPS = 8
+N_RANDOM = 19
+MIN_ITEMS = 5
+
+
+@dataclass(frozen=True)
+class PatchAttribution:
+    """How much each patch of one image moves one degree of freedom of the action.
+
+    Attributes:
+        dof: Its name.
+        method: "gradient" or "occlusion".
+        relevance: float64 [p], >= 0; for occlusion in units of the action.
+        box: float32 [p, 4], the patches in pixels of the image.
+        action: The expected action, in its own unit.
+    """
+
+    dof: str
+    method: Method
+    relevance: NDArray[np.float64]
+    box: NDArray[np.float32]
+    action: float
+
+
+def action_patches(
+    model: Model, item: Item, *, dof: str | int = 0, method: Method = "gradient", batch_size: int = 32
+) -> PatchAttribution:
+    """Return how much each patch moves the action that a model with action tokens takes.
+
+    The action is the expectation over the bins of one action token, the tokens before it being those that the model
+    itself answers: unlike the most likely bin it changes smoothly. "gradient": |gradient x (patch - mean patch)| at
+    the projector. "occlusion": how far the expectation moves when the patch is painted in the image's mean colour.
+
+    Args:
+        model: A model with action tokens, a site "projector" and patches of one camera.
+        item: One image and prompt.
+        dof: Name or index of the degree of freedom.
+        method: "gradient" or "occlusion".
+        batch_size: Images per forward pass (occlusion).
+
+    Raises:
+        InputError: a model without action tokens, an unknown degree of freedom, an answer that is no whole action.
+
+    Cost: two forward passes and a backward pass, or one forward pass per patch.
+    References: Zeiler and Fergus 2014 (occlusion), doi:10.1007/978-3-319-10590-1_53.
+    """
+    ask = _Asked(model, item, dof)
+    if method == "gradient":
+        relevance = ask.gradient()
+    elif method == "occlusion":
+        n = len(ask.box)
+        moved = ask.values(
+            [_painted(item, ask.box, np.arange(n) == i) for i in range(n)], batch_size=batch_size
+        )
+        relevance = np.abs(moved - ask.action)
+    else:
+        raise InputError(f"got method={method!r}; need 'gradient' or 'occlusion'.")
+    return PatchAttribution(ask.dof_name, method, relevance, ask.box, ask.action)
+
+
+def insertion_deletion(
+    model: Model,
+    items: Sequence[Item],
+    *,
+    dof: str | int = 0,
+    method: Method = "gradient",
+    n_steps: int = N_STEPS,
+    n_random: int = N_RANDOM,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> list[Result]:
+    """Return insertion and deletion scores of patch attributions, against random orders.
+
+    Deletion paints patches over, the most relevant first; insertion uncovers them on a painted image. Both areas are
+    of the distance to the whole image's action as a share of that of the fully painted image (at most 2). Deletion is
+    good when large (the action leaves soon), insertion when small (it comes back soon): it is given as 1 - area.
+
+    Args:
+        model: See `action_patches`.
+        items: Independent images are best; episodes are resampled whole where all items have one.
+        dof: Degree of freedom.
+        method: Attribution to judge.
+        n_steps: Shares of patches at which the action is asked.
+        n_random: Random orders per image, at least 19.
+        batch_size: Images per forward pass.
+        seed: Seeds random orders and bootstrap.
+
+    Returns:
+        Results "deletion" and "insertion"; "cannot say" with fewer than 5 items whose action the image moves.
+
+    Raises:
+        InputError: see `action_patches`.
+
+    Cost: 2 n_steps (1 + n_random) forward passes per item.
+    References: Petsiuk, Das and Saenko 2018, arXiv:1806.07421.
+    """
+    if n_random < 19 or n_steps < 2:
+        raise InputError(f"got n_random={n_random}, n_steps={n_steps}; need at least 19 and 2.")
+    rng = np.random.default_rng([seed, 8])
+    scores, used = [], []
+    for item in items:
+        ask = _Asked(model, item, dof)
+        n = len(ask.box)
+        far = abs(
+            float(ask.values([_painted(item, ask.box, np.ones(n, bool))], batch_size=1)[0]) - ask.action
+        )
+        if far < 1e-3 * ask.span:
+            continue  # the image does not move this action: there is nothing to explain
+        own = action_patches(model, item, dof=dof, method=method, batch_size=batch_size).relevance
+        orders = [np.argsort(-own, kind="stable"), *(rng.permutation(n) for _ in range(n_random))]
+        pictures = []
+        for order in orders:
+            for is_deletion in (True, False):
+                for step in range(1, n_steps + 1):
+                    top = np.zeros(n, bool)
+                    top[order[: round(n * step / (n_steps + 1))]] = True
+                    pictures.append(_painted(item, ask.box, top if is_deletion else ~top))
+        moved = np.abs(ask.values(pictures, batch_size=batch_size) - ask.action) / far
+        area = moved.clip(max=2).reshape(len(orders), 2, n_steps).mean(2)
+        scores.append(np.stack([area[:, 0], 1 - area[:, 1]]))
+        used.append(item)
+    independent = bool(used) and all(one.episode is not None for one in used)
+    units = units_of([one.episode if independent else one.item_id for one in used],
+                     over="episode" if independent else "item")  # fmt: skip
+    names = ("deletion", "insertion")
+    if units.n < MIN_ITEMS:
+        reason = (
+            f"the image moves the action of {units.n} independent {units.over}s; need at least {MIN_ITEMS}"
+        )
+        return [cannot_say(f"{method} / {name}", reason, n=len(used), over=units.over) for name in names]
+    table = np.stack(scores)  # [items, 2, 1 + random]
+    out = []
+    for row, name in enumerate(names):
+        test = summarise_null(float(table[:, row, 0].mean()), table[:, row, 1:].mean(0))
+        out.append(
+            Result(
+                name=f"{method} / {name}",
+                value=test.value,
+                unit="area, larger is better",
+                n=len(used),
+                over=units.over,
+                n_units=units.n,
+                interval=bootstrap_mean(table[:, row, 0], units, seed=seed),
+                controls={"random orders": test.null_mean},
+                p=test.p,
+                details={"dof": str(dof)},
+            )  # fmt: skip
+        )
+    return out
+
+
+class _Asked:
+    """One item, the answer that the model gives to it, and the expected value of one of its action tokens."""
+
+    def __init__(self, model: Model, item: Item, dof: str | int) -> None:
+        bins: Any = getattr(model._family, "bins", None)
+        if bins is None:
+            raise InputError(
+                f"model '{model.name}' has no action tokens; use one that has, such as 'mini-vla'."
+            )
+        names = bins.dimension_names
+        number = names.index(dof) if dof in names else dof
+        if not isinstance(number, int) or not 0 <= number < bins.dof:
+            raise InputError(f"the action has no degree of freedom {dof!r}; it has {', '.join(names)}.")
+        self.dof: int = number
+        self.model, self.item, self.dof_name, self.bins = model, item, names[number], bins
+        self.reply: Response = model.respond([item])[0]
+        if self.reply.action is None or np.isnan(self.reply.action).any():
+            raise InputError(f"the answer to item '{item.item_id}' is no whole action: {self.reply.text!r}.")
+        layout = model.prepare([item]).layouts["projector"][0]
+        self.box = layout.box[(layout.kind == KINDS.index("patch")) & (layout.camera == 0)]
+        if len(self.box) != len(layout):
+            raise InputError("patches can be attributed for models that read one image per item.")
+        edges = np.linspace(-1, 1, bins.n_bins)
+        centres = np.append((edges[:-1] + edges[1:]) / 2, (edges[-2] + edges[-1]) / 2)
+        whole = np.zeros((bins.n_bins, bins.dof))
+        whole[:, self.dof] = centres
+        values = bins.unnormalize(whole)[::-1, self.dof].copy()  # the highest bin has the lowest id
+        self.unit_values = torch.tensor(values, dtype=torch.float32)
+        self.span = float(np.ptp(values))
+        self.action = float(self.values([item], batch_size=1)[0])
+
+    def values(self, items: Sequence[Item], *, batch_size: int) -> NDArray[np.float64]:
+        """Return the expected action for pictures of the same prompt and answer, float64 [n]."""
+        out = []
+        with torch.no_grad():
+            for start in range(0, len(items), batch_size):
+                out.append(self._expected(items[start : start + batch_size]).cpu().double().numpy())
+        return np.concatenate(out)
+
+    def gradient(self) -> NDArray[np.float64]:
+        """Return |gradient x (token - mean token)| of each patch at the projector, float64 [p]."""
+        leaves: list[Tensor] = []
+
+        def hold(x: Tensor) -> Tensor:
+            leaves.append(x.detach().clone().requires_grad_(True))
+            return leaves[-1]
+
+        with torch.enable_grad(), self.model.edit("projector", hold):
+            value = self._expected([self.item])
+            (slope,) = torch.autograd.grad(value.sum(), leaves[-1])
+        x = leaves[-1].detach()[0]
+        return (slope[0] * (x - x.mean(0))).sum(1).abs().cpu().double().numpy()
+
+    def _expected(self, items: Sequence[Item]) -> Tensor:
+        batch = self.model._cast(self.model.prepare(items, answers=[self.reply] * len(items)))
+        logits = self.model.module(**batch.inputs, use_cache=False).logits
+        last = batch.rows["language"][0][0][2]
+        # The logits before an action token say what it will be.
+        at = last - len(self.reply.token_ids) + self.dof - 1
+        some = logits[:, at, self.bins.first_id : self.bins.vocab_size].float()
+        return some.softmax(-1) @ self.unit_values.to(some.device)
+
+
+def _painted(item: Item, box: NDArray[np.float32], hidden: NDArray[np.bool_]) -> Item:
+    """Return the item with some patches of its first image in the image's mean colour."""
+    image = item.image.copy()
+    colour = item.image.reshape(-1, 3).mean(0).round().astype(np.uint8)
+    height, width = image.shape[:2]
+    for x0, y0, x1, y1 in np.rint(box[hidden]).astype(int):
+        image[max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)] = colour
+    return replace(item, images=(image, *item.images[1:]), source=None)
