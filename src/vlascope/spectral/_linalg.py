@@ -70,7 +70,9 @@ def sq_distances(x_nd: Tensor, y_md: Tensor) -> Tensor:
     return out.add_((x_nd * x_nd).sum(1)[:, None]).clamp_(min=0)
 
 
-def lloyd(x_nd: Tensor, start_md: Tensor, *, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def lloyd(
+    x_nd: Tensor, start_md: Tensor, *, steps: int, is_half: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return centroids [m, d], labels int64 [n] and member counts [m] after Lloyd's steps from `start_md`.
 
     An empty cluster keeps its centre and gets count 0. Sums run in row order, so results repeat bit for bit.
@@ -79,17 +81,32 @@ def lloyd(x_nd: Tensor, start_md: Tensor, *, steps: int) -> tuple[Tensor, Tensor
     """
     centers = start_md.clone()
     n_centers = len(centers)
+    half_x = x_nd.bfloat16() if is_half else x_nd
     labels = torch.zeros(len(x_nd), dtype=torch.int64, device=x_nd.device)
     counts = torch.zeros(n_centers, device=x_nd.device)
     for step in range(steps + 1):
-        gram = torch.addmm((centers * centers).sum(1)[None] * 0.5, x_nd, centers.T, alpha=-1)
+        if is_half:  # near ties may fall either way
+            gram = torch.sub((centers * centers).sum(1)[None] * 0.5, half_x @ centers.T.bfloat16())
+        else:
+            gram = torch.addmm((centers * centers).sum(1)[None] * 0.5, x_nd, centers.T, alpha=-1)
         labels = gram.argmin(1)
         counts = torch.bincount(labels, minlength=n_centers).to(x_nd.dtype)
         if step == steps:
             break
-        order = labels.argsort(stable=True)
+        order, sizes = labels.argsort(stable=True), counts.to(torch.int64)
+        ends = sizes.cumsum(0)
         # Sums by segments of the sorted rows: index_add_ on several threads would not repeat bit for bit.
-        sums = torch.segment_reduce(x_nd[order], "sum", lengths=counts.to(torch.int64), axis=0)
+        sums = torch.cat(
+            [
+                torch.segment_reduce(
+                    x_nd[order[int(ends[a] - sizes[a]) : int(ends[min(a + 128, n_centers) - 1])]],
+                    "sum",
+                    lengths=sizes[a : a + 128],
+                    axis=0,
+                )
+                for a in range(0, n_centers, 128)  # in pieces, or the sorted copy doubles the memory
+            ]
+        )
         filled = counts > 0
         centers[filled] = sums[filled] / counts[filled, None]
     return centers, labels, counts

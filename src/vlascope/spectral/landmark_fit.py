@@ -16,10 +16,16 @@ from .balance import local, local_power, n_neighbors, uniform_weights
 from .fitted import LOW_DEGREE, Fitted, health_of, place, signs, unexplained
 from .health import MIN_REACH
 from .rows import Rows, require_finite
-from .setup import CHUNK_ROWS, FEW_ROWS, Outcome, Settings
+from .setup import CHUNK_ROWS, FEW_ROWS, Outcome, Settings, n_centroids
 
-MAX_MOMENT_ROWS = 131_072
-"""Rows that the Gram matrix is summed over when not all fit into memory."""
+MAX_KEPT_ROWS = 131_072
+"""Up to this many rows the affinities of all rows to the landmarks are kept and summed over (memory permitting)."""
+
+MAX_MOMENT_ROWS = 40_960
+"""Rows that the Gram matrix is summed over when there are more."""
+
+SCREEN_CENTROIDS = 128
+"""Among very many rows, those that the landmarks explain badly are looked for with this many merged centroids."""
 
 MIN_MOMENT_ROWS = 16_384
 
@@ -117,7 +123,7 @@ class _Moments:
 def fit_landmarks(
     rows: Rows,
     kernel: Kernel,
-    sample: Tensor,
+    handed_over: list[Tensor],
     n_landmarks: int,
     settings: Settings,
     w: Tensor | None,
@@ -132,27 +138,34 @@ def fit_landmarks(
     from a random sample of rows whose weights are calibrated such that the sample's sums of affinities to the
     centroids equal those of all rows; then each row is read twice: for landmarks and sums, and for its result.
 
+    `handed_over` holds the prepared sample that centroids are made of; it is emptied.
+
     Cost: O(n m (d + 2 m)) with all rows in memory, O(n m d) beyond, m = n_landmarks.
     References: calibrated weights: Deville and Särndal 1992.
     """
     n = rows.n
     is_custom = kernel.fn is not None
-    n_first = n_landmarks if is_custom else (n_landmarks + 1) // 2
-    candidates = kernel.prepare(sample)
+    n_first = n_landmarks if is_custom else n_centroids(n_landmarks)
+    candidates = handed_over.pop()
     centers, shares = _landmarks.centroids(candidates, n_first, seed=settings.seed, medoids=is_custom)
     counts = (shares * n).float()
     fast = kernel
     if n > FEW_ROWS and has_half_products(device) and half_error(candidates, centers, kernel) < HALF_ERROR:
         fast = replace(kernel, is_half=True)
-    fits = 4 * n * n_landmarks <= settings.memory_limit or n <= MIN_MOMENT_ROWS
+    is_many = n > MAX_KEPT_ROWS
+    fits = not is_many and 4 * n * n_landmarks <= settings.memory_limit or n <= MIN_MOMENT_ROWS
     cache = torch.empty((n, n_landmarks), dtype=torch.float32, device=device) if fits else None
     typical, power = None, 1.0
     if settings.balance == "uniform":
         power = local_power(kernel, candidates[:: max(1, len(candidates) // MAX_SCALE_ROWS)].float())
         typical = float((local(kernel.block(candidates, centers).float(), power) @ counts).median()) + 1e-6
 
+    del candidates
+    screen, crowd = centers, counts
+    if is_many and not is_custom and typical is None:
+        screen, crowd = _landmarks.merged(centers, counts, SCREEN_CENTROIDS)
     look = _first_look(
-        rows, fast, centers, counts, w, typical, power, cache, n_keep=4 * (n_landmarks - n_first)
+        rows, fast, screen, crowd, w, typical, power, cache, n_keep=4 * (n_landmarks - n_first)
     )
     points = centers
     if len(look.far_rows):
@@ -167,7 +180,7 @@ def fit_landmarks(
         moments = _moments(features, own, own, is_custom)
     else:
         features = None
-        moments = _sampled_moments(rows, fast, points, white, len(centers), own, look.sums, settings)
+        moments = _sampled_moments(rows, fast, points, white, screen, own, look.sums, settings)
 
     values, mix = _solve(moments.gram.cpu(), moments.total.cpu(), settings.n_eig)
     scale = torch.where(values > 0, values.clamp(min=1e-300).rsqrt(), 0.0)
@@ -316,27 +329,29 @@ def _sampled_moments(
     kernel: Kernel,
     points: Tensor,
     white: Tensor,
-    n_centers: int,
+    screen: Tensor,
     weights: Tensor | None,
     sums: Tensor,
     settings: Settings,
 ) -> _Moments:
     """Return the sums over all rows, estimated from a calibrated sample."""
     device = points.device
-    room = settings.memory_limit // (4 * (white.shape[1] + n_centers + 1))
+    # Three quarters of the limit: pieces of rows on their way need the rest.
+    room = 3 * settings.memory_limit // (16 * (white.shape[1] + len(screen) + 1))
     n_sample = int(min(rows.n, MAX_MOMENT_ROWS, max(MIN_MOMENT_ROWS, room)))
     rng = np.random.default_rng([settings.seed, 1])
     index = np.sort(rng.choice(rows.n, n_sample, replace=False)).astype(np.int64)
     is_formed = not kernel.is_half
     width = white.shape[1] if is_formed else len(points)
     features = torch.empty((n_sample, width), dtype=torch.float32, device=device)
-    known = torch.ones((n_sample, 1 + n_centers), dtype=torch.float32, device=device)
+    known = torch.ones((n_sample, 1 + len(screen)), dtype=torch.float32, device=device)
+    is_merged = len(screen) < len(points) and not torch.equal(screen.float(), points[: len(screen)].float())
     for start in range(0, n_sample, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, n_sample)
         x = kernel.prepare(rows.take(index[start:stop]).to(device))
         block = kernel.block(x, points).float()
         features[start:stop] = block @ white if is_formed else block
-        known[start:stop, 1:] = block[:, :n_centers]
+        known[start:stop, 1:] = kernel.block(x, screen).float() if is_merged else block[:, : len(screen)]
     own = None if weights is None else weights[torch.from_numpy(index).to(device)]
     base = torch.full((n_sample,), rows.n / n_sample, device=device)
     if own is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._linalg import lloyd
-from .affinity import Kernel
+from .affinity import Kernel, has_half_products
 
 CANDIDATES_PER_CENTROID = 24
 LLOYD_STEPS = 3
@@ -25,7 +25,8 @@ def centroids(x_nd: Tensor, n_centroids: int, *, seed: int, medoids: bool = Fals
     rng = np.random.default_rng(seed)
     start = torch.from_numpy(np.sort(rng.choice(len(x_nd), size=min(n_centroids, len(x_nd)), replace=False)))
     x32 = x_nd.float()
-    centers, labels, counts = lloyd(x32, x32[start.to(x_nd.device)], steps=LLOYD_STEPS)
+    is_half = has_half_products(x_nd.device) and not medoids
+    centers, labels, counts = lloyd(x32, x32[start.to(x_nd.device)], steps=LLOYD_STEPS, is_half=is_half)
     filled = counts > 0
     if medoids:
         distance = (x32 - centers[labels]).square().sum(1)
@@ -35,6 +36,17 @@ def centroids(x_nd: Tensor, n_centroids: int, *, seed: int, medoids: bool = Fals
         centers = x_nd[order[first[filled]]]
         return centers, counts[filled] / len(x_nd)
     return centers[filled], counts[filled] / len(x_nd)
+
+
+def merged(centers_md: Tensor, counts: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
+    """Return at most `n_groups` centroids that stand for all centroids, and their member counts. Cost: O(m² d)."""
+    step = -(-len(centers_md) // n_groups)
+    if step == 1:
+        return centers_md, counts
+    groups, labels, _ = lloyd(centers_md.float(), centers_md[::step].float(), steps=LLOYD_STEPS)
+    members = torch.zeros(len(groups), device=counts.device).index_put_((labels,), counts, accumulate=True)
+    filled = members > 0
+    return groups[filled], members[filled]
 
 
 def residual_scores(block_nm: Tensor, crowd: Tensor) -> Tensor:

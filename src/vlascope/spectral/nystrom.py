@@ -48,7 +48,7 @@ class NystromNCut:
             ([n, d], [m, d]) -> [n, m] that is symmetric and >= 0 (it gets the rows as they are, no scale).
         scale: "density", or sigma itself in the units of the features.
         density: For scale="density": mean affinity between two tokens, in (0, 1).
-        landmarks: "auto" or their number (half centroids, half residual). Ignored when the cut is exact.
+        landmarks: "auto" or their number (two thirds centroids, one third residual). Ignored when the cut is exact.
         balance: "density" counts every token; "uniform" gives sparse regions of feature space as much say as
             dense ones (weights against the local density) and averages each row over its nearest points of the
             fit, so that rare concepts are not drowned by the background: groups come out cleaner, while the
@@ -251,7 +251,11 @@ def _fit(rows: Rows, settings: Settings, w: Tensor | None, device: torch.device)
         return fit_constant(rows, settings.n_eig, device, centered_mean(sample, settings.affinity))
     if rows.n <= MAX_EXACT_NODES and 4 * rows.n**2 <= settings.memory_limit:
         return fit_exact(rows, kernel, settings, w, device)
-    return fit_landmarks(rows, kernel, sample, n_landmarks, settings, w, device)
+    handed_over = [
+        kernel.prepare(sample)
+    ]  # a list, so that the sample's memory is free once it is not needed
+    del sample
+    return fit_landmarks(rows, kernel, handed_over, n_landmarks, settings, w, device)
 
 
 def _weights(weights: Any, n: int) -> Tensor | None:
