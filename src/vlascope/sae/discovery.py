@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..measure.result import plain_json
 from ..progress import progress
 from .cards import _encoded, _rows_of_items, _site
 from .checkpoint import Checkpoint
@@ -122,11 +121,10 @@ class Discovery:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
-        facts = dict(vars(self)) | {
+        return dict(vars(self)) | {
             "verdict": self.verdict(),
             "found": [dict(vars(one)) | {"validated": one.validated} for one in self.found],
         }
-        return plain_json(facts)
 
 
 def discover(

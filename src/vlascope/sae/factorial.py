@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..measure.multiple import benjamini_hochberg
 
 MIN_PER_CELL = 3
 
@@ -204,11 +203,13 @@ def _effects(
     n_base: int,
     n_added: int,
 ) -> Effects:
+    from scipy.stats import false_discovery_control
+
     pooled = np.sort(null.ravel())
     reached = len(pooled) - np.searchsorted(pooled, f * (1 - 1e-9), side="left")
     p = (1 + reached) / (1 + len(pooled))
     ratio = f * n_added / max(1, len(y) - n_base - n_added)
-    return Effects(name, f, p, benjamini_hochberg(p), ratio / (1 + ratio))
+    return Effects(name, f, p, false_discovery_control(p, method="bh"), ratio / (1 + ratio))
 
 
 def detectable_effect(design: Design, *, n_tests: int, power: float = 0.8, level: float = 0.05) -> float:
