@@ -151,8 +151,11 @@ def test_workers_belong_to_ray(clip, photos, tmp_path, capsys):  # noqa: F811
 
 
 def test_items_that_cannot_be_read_are_refused_before_the_model_is_loaded(
-    photos, tmp_path, capsys, monkeypatch
-):  # noqa: F811
+    photos,
+    tmp_path,
+    capsys,
+    monkeypatch,  # noqa: F811
+):
     import vlascope.api
 
     def load(*args, **settings):
