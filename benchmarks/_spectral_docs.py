@@ -51,13 +51,13 @@ def _accuracy(rows: Rows) -> str:
         "",
         "12,000 rows, median over seeds; worst ratio of all seeds. The bound is on the ratio of errors.",
         "",
-        "| tokens | mean affinity | k | vlascope | ncut_pytorch | ratio | worst ratio | bound |",
-        "|---|---|---|---|---|---|---|---|",
+        "| tokens | mean affinity | k | seeds | vlascope | ncut_pytorch | ratio | worst ratio | bound |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (data, density, k), group in _by(rows, "data", "density", "k").items():
         ratios = [row["ratio"] for row in group]
         out.append(
-            f"| {data} | {density} | {k} | {_median(group, 'vlascope'):.4f} | {_median(group, 'ncut_pytorch'):.3f} | "
+            f"| {data} | {density} | {k} | {len(group)} | {_median(group, 'vlascope'):.4f} | {_median(group, 'ncut_pytorch'):.3f} | "
             f"{np.median(ratios):.3f} | {_bound(max(ratios), group[0]['bound'])} | {group[0]['bound']} |"
         )
     return "\n".join([*out, ""])

@@ -150,12 +150,7 @@ def test_workers_belong_to_ray(clip, photos, tmp_path, capsys):  # noqa: F811
     assert "at least 1" in capsys.readouterr().err
 
 
-def test_items_that_cannot_be_read_are_refused_before_the_model_is_loaded(
-    photos,
-    tmp_path,
-    capsys,
-    monkeypatch,  # noqa: F811
-):
+def test_unreadable_items_are_refused_before_loading(photos, tmp_path, capsys, monkeypatch):  # noqa: F811
     import vlascope.api
 
     def load(*args, **settings):

@@ -311,7 +311,7 @@ def _check_split(model, items, *, skipped, atol, even) -> int:
         n_first = len(layout)
         first_row = n_first // max(1, len(model.prepare(items[:1]).rows[site.layout][0]))
         if token < first_row:
-            moved = (read((q, _noise, [token])) - plain)[:n_first].abs().amax(dim=1)
+            moved = (read((q, _noise, {0: [token]})) - plain)[:n_first].abs().amax(dim=1)
             others = torch.ones(n_first, dtype=torch.bool)
             others[token] = False
             row_tokens = others & (torch.arange(n_first) < first_row)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ._common import Common, RunPath, give, say, table
+from ._common import Common, Flag, RunPath, give, say, table
 from ._main import OK
 
 
@@ -24,9 +24,9 @@ class Args(Common):
     """number of clusters; several make a sweep"""
     scope: Literal["image", "joint"] = "image"
     """cluster each image on its own, or all together"""
-    layers: bool = False
+    layers: Flag = False
     """compare each layer alone with all of them together"""
-    outliers: bool = False
+    outliers: Flag = False
     """share of patches of very large norm (what registers are for)"""
     plain: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """run of the same items without watermark (RUN being captured with it)"""
