@@ -57,7 +57,8 @@ def _accuracy(rows: Rows) -> str:
     for (data, density, k), group in _by(rows, "data", "density", "k").items():
         ratios = [row["ratio"] for row in group]
         out.append(
-            f"| {data} | {density} | {k} | {len(group)} | {_median(group, 'vlascope'):.4f} | {_median(group, 'ncut_pytorch'):.3f} | "
+            f"| {data} | {density} | {k} | {len(group)} | {_median(group, 'vlascope'):.4f} | "
+            f"{_median(group, 'ncut_pytorch'):.3f} | "
             f"{np.median(ratios):.3f} | {_bound(max(ratios), group[0]['bound'])} | {group[0]['bound']} |"
         )
     return "\n".join([*out, ""])
