@@ -219,7 +219,7 @@ KILLED = """
     t._Job.save = told
     train_sae(Run.open(sys.argv[1]), sites=["vision.0", "vision.1"],
               config={"n_latents": 28, "k": 3, "levels": (5, 11)},
-              train=TrainConfig(batch=50, epochs=60, eval_every=5, save_every=4), out=sys.argv[2], quiet=True)
+              train=TrainConfig(batch=50, epochs=25, eval_every=5, save_every=4), out=sys.argv[2], quiet=True)
 """
 
 
@@ -240,7 +240,7 @@ def test_killed_training_goes_on_to_the_same_bits(made, tmp_path):
     sites = ("vision.0", "vision.1")
     assert not any((tmp_path / "killed" / s / "cfg.json").exists() for s in sites), "killed in the middle"
     assert all((tmp_path / "killed" / s / "training.safetensors").exists() for s in sites)
-    train = TrainConfig(batch=50, epochs=60, eval_every=5, save_every=4)
+    train = TrainConfig(batch=50, epochs=25, eval_every=5, save_every=4)
     results = {}
     for name in ("killed", "whole"):
         results[name] = train_sae(

@@ -111,7 +111,8 @@ class TrainConfig:
         dead_share: A latent that was silent for this share of the run's tokens counts as dead.
         precision: Type of the encoder's product: "float32", "bfloat16" (candidates are found in bfloat16, their
             values and the final choice are float32), or "auto" (bfloat16 on GPUs).
-        init: Decoder directions at the start: "data" (differences of tokens to the mean) or "random".
+        init: Decoder directions at the start: "random", or "data" (half random, half differences of tokens to the
+            mean; slower to learn wherever these go together).
         jump_width: Width of the window in which jumprelu thresholds learn, in units of the token scale.
         jump_weight: Weight of jumprelu's sparsity loss.
         eval_every: Steps between evaluations on held-out tokens.
@@ -132,7 +133,7 @@ class TrainConfig:
     aux_share: float = 0.25
     dead_share: float = 0.05
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    init: Literal["data", "random"] = "data"
+    init: Literal["random", "data"] = "random"
     jump_width: float = 0.1
     jump_weight: float = 0.1
     eval_every: int = 200
