@@ -384,6 +384,8 @@ def peer_module(name: str) -> types.ModuleType:
         if package not in sys.modules:
             shell = types.ModuleType(package)
             shell.__path__ = path
+            shell.__spec__ = importlib.machinery.ModuleSpec(package, None, is_package=True)
+            shell.__spec__.submodule_search_locations = path
             shell.__version__, shell.logger = "unknown", logging.getLogger(package)  # type: ignore[attr-defined]
             sys.modules[package] = shell
     return importlib.import_module(name)
