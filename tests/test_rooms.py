@@ -29,13 +29,13 @@ LEVELS = {
     "spectral": 7,
     "measure": 8,
     "sae": 8,
-    "act": 8,
-    "views": 9,
-    "api": 10,
-    "app": 11,
-    "cli": 11,
-    "__main__": 12,
-    "__init__": 12,
+    "act": 9,  # tests by doing what those two found
+    "views": 10,
+    "api": 11,
+    "app": 12,
+    "cli": 12,
+    "__main__": 13,
+    "__init__": 13,
 }
 # Named exceptions, each with its reason: (file below the package, room that it imports).
 EXCEPTIONS = {
