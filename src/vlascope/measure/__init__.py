@@ -5,6 +5,7 @@ from .association import AssociationResult, associate, association
 from .attribution import cluster_channels
 from .concepts import ConceptResult, concepts, rank_words
 from .crossfit import Question, separability
+from .findings import EpisodeSeries, Finding, LayerSeries, Row, keep, saved
 from .layers import LayerAgreement, layer_agreement
 from .localise import Evaluation, evaluate
 from .multiple import benjamini_hochberg
@@ -38,6 +39,12 @@ from .truth import Truth, read_truth
 from .world_model import WorldModelResult, world_model
 
 __all__ = [
+    "EpisodeSeries",
+    "Finding",
+    "LayerSeries",
+    "Row",
+    "keep",
+    "saved",
     "action_patches",
     "cluster_channels",
     "insertion_deletion",
