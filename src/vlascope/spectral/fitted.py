@@ -88,7 +88,8 @@ def settle(eigvecs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 def signs(eigvecs: Tensor) -> Tensor:
     """Return +1 or -1 per column, so that the sum of cubes is positive (does not depend on the order of rows)."""
     cubes = torch.zeros(eigvecs.shape[1], dtype=torch.float64, device=eigvecs.device)
-    top = eigvecs.abs().amax(0).clamp(min=1e-30)
+    low, high = torch.aminmax(eigvecs, dim=0)  # abs() would copy the whole result
+    top = torch.maximum(-low, high).clamp(min=1e-30)
     for start in range(0, len(eigvecs), 65536):
         cubes += ((eigvecs[start : start + 65536] / top) ** 3).sum(0, dtype=torch.float64)
     cubes[0] = 1.0 if float(eigvecs[:, 0].sum()) >= 0 else -1.0
