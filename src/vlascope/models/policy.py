@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..items.item import Item
 from .actions import ActionBins
+from .batch import Response
 from .flow import FlowFamily
 from .model import Model
 
@@ -100,22 +101,40 @@ class VLAPolicy:
         Cost: one pass over image and prompt, one short pass per further action token.
         """
         if self._queue:
-            return self._queue.pop(0), {
-                "text": None,
-                "token_ids": (),
-                "action_ids": (),
-                "flags": (),
-                "held": False,
-            }
+            return self.planned()
+        item = self.item(rgb, instruction, state=state)
+        return self.decide(self.model.respond([item], max_new_tokens=self.dof)[0])
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether an action of the last chunk is left to play, so that the model need not be asked."""
+        return bool(self._queue)
+
+    def planned(self) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Return the next action of the last chunk, with the facts that `__call__` returns."""
+        facts: dict[str, Any] = {"text": None, "token_ids": (), "action_ids": (), "flags": (), "held": False}
+        return self._queue.pop(0), facts
+
+    def item(
+        self,
+        rgb: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
+        instruction: str,
+        *,
+        state: NDArray[np.floating] | None = None,
+        name: str = "now",
+    ) -> Item:
+        """Return what the model is asked at this moment, for callers that ask about several robots at once."""
         images = (rgb,) if isinstance(rgb, np.ndarray) else tuple(rgb)
-        item = Item(
-            item_id="now",
+        return Item(
+            item_id=name,
             images=images,
             cameras=tuple(f"camera{i}" for i in range(len(images))),
             prompt=instruction,
             state=None if state is None else np.asarray(state, np.float32),
         )
-        reply = self.model.respond([item], max_new_tokens=self.dof)[0]
+
+    def decide(self, reply: Response) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Return the action for the model's reply to `item(...)`, and the facts that `__call__` returns."""
         if reply.action_chunk is not None:
             self._queue = list(reply.action_chunk[1 : self.n_action_steps])
         action, flags = reply.action, reply.flags

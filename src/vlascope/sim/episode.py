@@ -124,46 +124,112 @@ def run_episode(
     Returns:
         The episode with its judged outcome.
     """
-    limit = MAX_STEPS[instruction.task] if max_steps is None else max_steps
-    state = world.reset(scene)
-    states, actions, infos, rgb, masks = [state], [], [], [], []
-    left = None
-    for _ in range(limit):
-        seen = world.observe() if render else world.observe_state()
-        if see is not None:
-            seen = see(seen)
-        if keep_frames:
-            rgb.append(seen.rgb)
-            masks.append(seen.segmentation)
-        answer = act(seen, state)
-        if answer is None:
-            if keep_frames:
-                rgb.pop()
-                masks.pop()
-            break
-        action, info = answer if isinstance(answer, tuple) else (answer, {})
-        state = world.step(action)
-        states.append(state)
-        actions.append(np.asarray(action, dtype=np.float32))
-        infos.append(info)
-        if left is None and _done(states, scene=scene, instruction=instruction):
-            left = linger
-        elif left is not None:
-            left -= 1
-        if left is not None and left <= 0:
-            break
-    return Episode(
+    play = Play(
+        world,
         scene=scene,
         instruction=instruction,
-        outcome=judge(states, scene=scene, instruction=instruction),
-        states=tuple(states),
-        actions=np.array(actions, dtype=np.float32).reshape(-1, 4),
-        infos=tuple(infos),
-        events=find_events(states, target=instruction.target),
-        rgb=np.stack(rgb) if rgb else None,
-        segmentation=np.stack(masks) if masks else None,
-        labels=dict(labels or {}),
+        max_steps=max_steps,
+        linger=linger,
+        keep_frames=keep_frames,
+        see=see,
+        labels=labels,
+        render=render,
     )
+    while (seen := play.look()) is not None:
+        answer = act(seen, play.state)
+        if answer is None:
+            play.stop()
+            break
+        action, info = answer if isinstance(answer, tuple) else (answer, {})
+        play.act(action, info)
+    return play.episode()
+
+
+class Play:
+    """An episode under way, for callers that play several side by side: `look`, then `act` or `stop`, then `episode`.
+
+    Arguments are those of `run_episode`.
+    """
+
+    def __init__(
+        self,
+        world: TableTop,
+        *,
+        scene: Scene,
+        instruction: Instruction,
+        max_steps: int | None = None,
+        linger: int = 0,
+        keep_frames: bool = False,
+        see: Callable[[Observation], Observation] | None = None,
+        labels: Mapping[str, Any] | None = None,
+        render: bool = True,
+    ) -> None:
+        self.world, self.scene, self.instruction = world, scene, instruction
+        self.linger, self.keep_frames, self.see, self.render = linger, keep_frames, see, render
+        self.labels = dict(labels or {})
+        self._limit = MAX_STEPS[instruction.task] if max_steps is None else max_steps
+        self._states = [world.reset(scene)]
+        self._actions: list[np.ndarray] = []
+        self._infos: list[Mapping[str, Any]] = []
+        self._rgb: list[np.ndarray] = []
+        self._masks: list[np.ndarray] = []
+        self._left: int | None = None
+        self._ended = False
+
+    @property
+    def state(self) -> State:
+        """Where everything is now."""
+        return self._states[-1]
+
+    @property
+    def step(self) -> int:
+        """Actions so far."""
+        return len(self._actions)
+
+    def look(self) -> Observation | None:
+        """Return what the camera sees before the next action; None when the episode is over."""
+        over = self._left is not None and self._left <= 0
+        if self._ended or over or len(self._actions) >= self._limit:
+            return None
+        seen = self.world.observe() if self.render else self.world.observe_state()
+        if self.see is not None:
+            seen = self.see(seen)
+        if self.keep_frames:
+            self._rgb.append(seen.rgb)
+            self._masks.append(seen.segmentation)
+        return seen
+
+    def act(self, action: np.ndarray, info: Mapping[str, Any] | None = None) -> None:
+        """Carry out one action; `info` is kept beside it."""
+        state = self.world.step(action)
+        self._states.append(state)
+        self._actions.append(np.asarray(action, dtype=np.float32))
+        self._infos.append({} if info is None else info)
+        if self._left is None and _done(self._states, scene=self.scene, instruction=self.instruction):
+            self._left = self.linger
+        elif self._left is not None:
+            self._left -= 1
+
+    def stop(self) -> None:
+        """End the episode before the action that the last `look` was for."""
+        self._ended = True
+        del self._rgb[len(self._actions) :], self._masks[len(self._actions) :]
+
+    def episode(self) -> Episode:
+        """Return what happened so far, judged."""
+        states = self._states
+        return Episode(
+            scene=self.scene,
+            instruction=self.instruction,
+            outcome=judge(states, scene=self.scene, instruction=self.instruction),
+            states=tuple(states),
+            actions=np.array(self._actions, dtype=np.float32).reshape(-1, 4),
+            infos=tuple(self._infos),
+            events=find_events(states, target=self.instruction.target),
+            rgb=np.stack(self._rgb) if self._rgb else None,
+            segmentation=np.stack(self._masks) if self._masks else None,
+            labels=dict(self.labels),
+        )
 
 
 def judge(states: list[State] | tuple[State, ...], *, scene: Scene, instruction: Instruction) -> str:
