@@ -48,20 +48,26 @@ class Kernel:
         x = centered(rows, kind=self.kind, mean=self.mean)
         return x.div_(self.sigma) if self.sigma is not None else x
 
-    def block(self, x_nd: Tensor, y_md: Tensor) -> Tensor:
+    def block(self, x_nd: Tensor, y_md: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Return affinities [n, m] of prepared rows, in [0, 1] for "rbf" and "cosine".
+
+        Args:
+            x_nd: Prepared rows.
+            y_md: Prepared rows.
+            out: float32 [n, m] to write into and return (any strides).
 
         Raises:
             InputError: a custom affinity returned another shape, negative numbers, NaN or Inf.
         """
         if self.fn is not None:
-            return _checked(self.fn(x_nd, y_md), len(x_nd), len(y_md))
+            found = _checked(self.fn(x_nd, y_md), len(x_nd), len(y_md))
+            return found if out is None else out.copy_(found)
         # exp(-|x - y|² / 2) = exp(xy - |x|²/2 - |y|²/2)
         half_norms = (y_md * y_md).sum(1).mul_(-0.5)[None]
         if self.is_half:
-            out = torch.add(half_norms, x_nd.bfloat16() @ y_md.bfloat16().T)
+            out = torch.add(half_norms, x_nd.bfloat16() @ y_md.bfloat16().T, out=out)
         else:
-            out = torch.addmm(half_norms, x_nd, y_md.T)
+            out = torch.addmm(half_norms, x_nd, y_md.T, out=out)
         return out.sub_((x_nd * x_nd).sum(1).mul_(0.5)[:, None]).clamp_(max=0).exp_()
 
 
