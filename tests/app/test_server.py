@@ -156,3 +156,25 @@ def test_the_page_may_ask_for_every_palette():
     from vlascope.palette.palette import METHODS
 
     assert get_args(PaletteMethod) == METHODS
+
+
+def test_what_was_measured_about_an_episode(tmp_path):
+    from app_runs import cut_of, make_run
+    from conftest import client_of
+
+    from vlascope.app import create_app, open_books
+    from vlascope.measure import EpisodeSeries, Finding, keep
+
+    run = make_run(tmp_path / "run")
+    cut_of(run)
+    told = EpisodeSeries(episode=1, site="vision.1", items=(7, 8), steps=(0, 1), change_points=(1,),
+                         anomaly=(0.25, float("nan")), threshold=0.5, alarm=1)  # fmt: skip
+    keep(run, Finding(measure="monitor", title="t", verdict="v", rows=(), episodes=(told,)))
+    books = open_books([run])
+    client = client_of(create_app(books))
+    found = client.get(f"/api/runs/{books[0].key}/episodes/1/measured").json()
+    assert found == {"episode": 1, "changes": [1], "changes_site": "vision.1", "anomaly": [0.25, None],
+                     "anomaly_site": "vision.1", "threshold": 0.5, "alarm": 1}  # fmt: skip
+    none = client.get(f"/api/runs/{books[0].key}/episodes/0/measured").json()
+    assert none["changes"] is None and none["anomaly"] is None
+    assert client.get(f"/api/runs/{books[0].key}/episodes/9/measured").status_code == 400

@@ -1,5 +1,5 @@
 // Asking the server. Binary answers are a uint32 length, a JSON header of that length, then the bytes of each array.
-import type { AppState, Click, Episode, Items, Layout, Ref, Reviews, RunInfo, SimilarHeader, Verdict } from "./types";
+import type { AppState, Click, Episode, Items, Layout, Measured, Ref, Reviews, RunInfo, SimilarHeader, Verdict } from "./types";
 
 export class Refused extends Error {}
 
@@ -46,6 +46,8 @@ const post = (body: unknown): RequestInit => ({
 export const getState = () => json<AppState>("/api/state");
 export const getItems = (run: RunInfo) => json<Items>(`/api/runs/${run.key}/items`);
 export const getEpisode = (run: RunInfo, number: number) => json<Episode>(`/api/runs/${run.key}/episodes/${number}`);
+export const getMeasured = (run: RunInfo, number: number) =>
+  json<Measured>(`/api/runs/${run.key}/episodes/${number}/measured`);
 export const getLayout = (run: RunInfo, name: string) => json<Layout>(`/api/runs/${run.key}/layout?${query({ name })}`);
 export const imageUrl = (run: RunInfo, item: number, camera: number) => `/api/runs/${run.key}/images/${item}/${camera}`;
 export const getReviews = () => json<Reviews>("/api/reviews");

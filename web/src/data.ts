@@ -1,7 +1,7 @@
 // What has been fetched. Each getter returns what is there and asks for what is not; when an answer arrives, the page
 // draws again.
 import * as api from "./api";
-import type { AppState, Episode, Items, Layout, RunInfo, Site, Template } from "./types";
+import type { AppState, Episode, Items, Layout, Measured, RunInfo, Site, Template } from "./types";
 
 type Loaded<T> = { value?: T; promise: Promise<T>; failed?: string };
 
@@ -12,6 +12,8 @@ export class Data {
   /** Colours shown last at a site: they stay until newly asked ones arrive. */
   private shown = new Map<string, Uint8Array>();
   waiting = 0;
+  /** Set once the first picture is on the page: what the server needs more time for is asked for only then. */
+  isShown = false;
 
   constructor(
     readonly state: AppState,
@@ -85,11 +87,17 @@ export class Data {
   }
 
   wordColors(run: number, site: string): Uint8Array | null | undefined {
+    if (!this.isShown) return undefined;
     return this.get(`words|${run}|${site}`, () => api.getWordColors(this.runs[run]!, site));
   }
 
   episode(run: number, number: number): Episode | undefined {
     return this.get(`episode|${run}|${number}`, () => api.getEpisode(this.runs[run]!, number));
+  }
+
+  measured(run: number, number: number): Measured | undefined {
+    if (!this.isShown) return undefined;
+    return this.get(`measured|${run}|${number}`, () => api.getMeasured(this.runs[run]!, number));
   }
 
   /** Return an image once it is decoded; the last few hundred are kept. */

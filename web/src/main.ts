@@ -184,7 +184,11 @@ async function start(): Promise<void> {
     for (const one of state.runs) {
       if (one.n_failed) $("status").append(` · ${one.n_failed} items could not be read`);
     }
-    if (isWhole && !stats.firstPicture) stats.firstPicture = performance.now();
+    if (isWhole && !stats.firstPicture) {
+      stats.firstPicture = performance.now();
+      data.isShown = true;
+      view.touch();
+    }
     Object.assign(stats, { draws: stats.draws + 1, lastDraw: performance.now() - started, drawnAt: performance.now(),
       clickMs: like.clickMs, serverMs: like.serverMs, allMs: like.allMs, waiting: data.waiting });
     if (prefetched !== now.item && isWhole) {

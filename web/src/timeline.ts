@@ -2,7 +2,7 @@
 import { css, h } from "./dom";
 import type { Scene } from "./paint";
 import { hexes } from "./paint";
-import type { Episode, Series } from "./types";
+import type { Episode, Measured, Series } from "./types";
 
 const LEFT = 80, RIGHT = 16;
 // Distinct for most colour-blind readers, and readable on light and dark ground.
@@ -83,10 +83,11 @@ export class Timeline {
     const hasStates = !!episode?.states.length, hasActions = !!episode?.actions.length;
     this.show.hidden = !(hasStates && hasActions);
     const curves = (this.show.value === "states" && hasStates) || !hasActions ? episode?.states : episode?.actions;
-    this.chart(episode, (curves ?? []).slice(0, LINES.length), at);
+    const measured = item.episode === null ? undefined : data.measured(0, item.episode);
+    this.chart(episode, measured, (curves ?? []).slice(0, LINES.length), at);
   }
 
-  private chart(episode: Episode | undefined, curves: Series[], at: number): void {
+  private chart(episode: Episode | undefined, measured: Measured | undefined, curves: Series[], at: number): void {
     const ratio = Math.min(2, devicePixelRatio || 1);
     const width = this.canvas.clientWidth, height = this.canvas.clientHeight;
     this.canvas.width = Math.round(width * ratio);
@@ -99,12 +100,13 @@ export class Timeline {
     const n = this.items.length, span = width - LEFT - RIGHT;
     const x = (frame: number) => LEFT + (span * frame) / Math.max(1, n - 1);
     const frameOf = new Map((episode?.steps ?? []).map((step, i) => [step, i]));
-    const hasEvents = !!episode && (episode.events.length > 0 || !!episode.change_points?.length);
+    const hasEvents = !!episode && episode.events.length > 0;
     const names = this.placeNames(ctx, episode, (step) => frameOf.get(step), x, width);
     const top = hasEvents ? 18 : 4;
     const bands: { name: string; tall: number }[] = [{ name: "concepts", tall: 24 }];
     if (episode?.closed) bands.unshift({ name: "closed", tall: 12 });
-    if (episode?.anomaly) bands.push({ name: "anomaly", tall: 16 });
+    if (measured?.changes) bands.push({ name: "changes", tall: 10 });
+    if (measured?.anomaly) bands.push({ name: "anomaly", tall: 20 });
     const bandsTop = height - bands.reduce((sum, band) => sum + band.tall + 4, 0);
     const label = (name: string, y: number) => {
       ctx.fillStyle = muted;
@@ -115,7 +117,8 @@ export class Timeline {
     let y = bandsTop + 4;
     for (const { name: band, tall } of bands) {
       if (band === "concepts") this.concepts(ctx, y, tall, x, span / Math.max(1, n - 1));
-      else if (band === "anomaly") this.area(ctx, episode!.anomaly!.values, y, tall, x, css("--bad"));
+      else if (band === "anomaly") this.anomaly(ctx, measured!, y, tall, x, text);
+      else if (band === "changes") this.changes(ctx, measured!.changes!, y, tall, x, text);
       else {
         ctx.fillStyle = css("--surface");
         ctx.fillRect(LEFT, y, span, tall);
@@ -144,15 +147,6 @@ export class Timeline {
       ctx.fillStyle = accent;
       ctx.textAlign = "left";
       ctx.fillText(name, from, 7);
-    }
-    ctx.strokeStyle = css("--bad");
-    for (const point of episode?.change_points ?? []) {
-      const frame = frameOf.get(point);
-      if (frame === undefined) continue;
-      ctx.beginPath();
-      ctx.moveTo(x(frame), top);
-      ctx.lineTo(x(frame), height - 2);
-      ctx.stroke();
     }
     ctx.setLineDash([]);
     ctx.strokeStyle = text;
@@ -223,14 +217,42 @@ export class Timeline {
     });
   }
 
-  private area(ctx: CanvasRenderingContext2D, values: number[], y: number, tall: number, x: (f: number) => number, color: string): void {
-    const most = Math.max(...values, 1e-9);
+  /** Where the concepts change their course: a triangle under each frame. */
+  private changes(ctx: CanvasRenderingContext2D, frames: number[], y: number, tall: number, x: (f: number) => number, color: string): void {
     ctx.fillStyle = color;
+    for (const frame of frames) {
+      ctx.beginPath();
+      ctx.moveTo(x(frame), y);
+      ctx.lineTo(x(frame) - tall / 2, y + tall);
+      ctx.lineTo(x(frame) + tall / 2, y + tall);
+      ctx.fill();
+    }
+  }
+
+  /** The oddity of each frame, the line above which it raises an alarm, and the first alarm. */
+  private anomaly(ctx: CanvasRenderingContext2D, measured: Measured, y: number, tall: number, x: (f: number) => number, ink: string): void {
+    const values = measured.anomaly!.map((v) => v ?? 0), { threshold, alarm } = measured;
+    const low = Math.min(0, ...values), high = Math.max(1e-9, ...values, threshold ?? 0);
+    const at = (v: number) => y + tall - ((v - low) / (high - low)) * tall;
+    ctx.fillStyle = css("--muted");
     ctx.beginPath();
     ctx.moveTo(x(0), y + tall);
-    values.forEach((v, f) => ctx.lineTo(x(f), y + tall - (Math.max(0, v) / most) * tall));
+    values.forEach((v, f) => ctx.lineTo(x(f), at(v)));
     ctx.lineTo(x(values.length - 1), y + tall);
     ctx.fill();
+    if (threshold !== null) {
+      ctx.strokeStyle = css("--bad");
+      ctx.beginPath();
+      ctx.moveTo(x(0), Math.round(at(threshold)) + 0.5);
+      ctx.lineTo(x(values.length - 1), Math.round(at(threshold)) + 0.5);
+      ctx.stroke();
+    }
+    if (alarm === null) return;
+    ctx.fillStyle = css("--bad");
+    ctx.fillRect(x(alarm) - 1, y - 2, 2, tall + 2);
+    ctx.textAlign = x(alarm) > x(values.length - 1) - 60 ? "right" : "left";
+    ctx.fillStyle = ink;
+    ctx.fillText("alarm", x(alarm) + (ctx.textAlign === "left" ? 5 : -5), y + tall / 2);
   }
 
   /** Which share of the image each group has, frame by frame, at the shown layer and K. */

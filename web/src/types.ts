@@ -100,8 +100,17 @@ export interface Episode {
   closed: boolean[] | null;
   states: Series[];
   events: { name: string; step: number }[];
-  change_points?: number[];
-  anomaly?: Series;
+}
+
+/** What saved measures say about the frames of an episode; null where nobody measured. */
+export interface Measured {
+  episode: number;
+  changes: number[] | null;
+  changes_site: string;
+  anomaly: (number | null)[] | null;
+  anomaly_site: string;
+  threshold: number | null;
+  alarm: number | null;
 }
 
 export interface PartName {

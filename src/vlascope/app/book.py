@@ -16,6 +16,7 @@ from ..errors import InputError, SiteNotFoundError
 from ..files import content_hash
 from ..views.choose import episodes_of, outcome_text
 from ..views.describe import footer, health_value, model_name, picture_params, plain, sampled_share
+from ..views.measured import episode_measures
 from ..views.robot import answer_text, episode_track
 from ..views.style import css_color
 from ..views.tokens import TokenIndex
@@ -24,8 +25,8 @@ from .layouts import layout_json
 from .similarity import ConceptRows, SiteFeatures
 
 if TYPE_CHECKING:
+    from ..palette import SavedCut
     from ..runs import Run
-    from ..spectral.cut import CutResult
 
 
 class RunBook:
@@ -36,7 +37,7 @@ class RunBook:
         number: 0 for the first run, 1 for the second.
     """
 
-    def __init__(self, cut: CutResult, *, number: int = 0) -> None:
+    def __init__(self, cut: SavedCut, *, number: int = 0) -> None:
         self.cut, self.run, self.number = cut, cut.run, number
         self.index = TokenIndex(cut)
         self.colors = ColorBook(cut)
@@ -161,6 +162,30 @@ class RunBook:
             ),
         }
 
+    def measured(self, number: int) -> dict[str, Any]:
+        """Return what saved measures say about an episode: changes of course, anomaly score; None where unknown.
+
+        Raises:
+            InputError: no such episode.
+            RunIncompleteError: a saved measure is damaged.
+        """
+        from ..measure import saved
+
+        held = episodes_of(self.run)
+        if number not in held:
+            raise InputError("there is no such episode in this run.")
+        found = episode_measures(saved(self.run), episode=number, items=held[number])
+        score = found.anomaly
+        return {
+            "episode": number,
+            "changes": None if found.changes is None else list(found.changes),
+            "changes_site": found.changes_site,
+            "anomaly": None if score is None else [float(v) if np.isfinite(v) else None for v in score],
+            "anomaly_site": found.anomaly_site,
+            "threshold": found.threshold,
+            "alarm": found.alarm,
+        }
+
     def layout(self, name: str) -> dict[str, Any]:
         """Return where the tokens of a layout lie, see `layout_json`; kept after the first time.
 
@@ -201,14 +226,15 @@ class RunBook:
         Among all patches of a run, words come out almost in one colour; see `vlascope.spectral.words`. A comparison
         has one cut of everything, and no other.
         """
-        from ..spectral.words import cut_words
-        from ..views.words import word_colors
-
         if self.is_compared:
             return None
         with self._lock:
             if self._word_rgb is None:
-                words = cut_words(self.cut)
+                from ..spectral.cut import CutResult
+                from ..spectral.words import cut_words
+                from ..views.words import word_colors
+
+                words = cut_words(CutResult.load(self.cut.path, run=self.run))
                 self._word_rgb = (words is not None, None if words is None else word_colors(self.cut, words))
         has, rgb = self._word_rgb
         return rgb[self.cut.parts[site].rows] if has else None
@@ -298,6 +324,12 @@ def unit_id(item_id: str, episode: int | None) -> str:
     return found[1] if found else item_id.rsplit("/", 1)[0] if "/" in item_id else f"ep{episode:04d}"
 
 
+def shared_items(first: Run, second: Run) -> np.ndarray:
+    """Return for every item of the second run the item of the first with the same id, -1 where there is none."""
+    place = {row.item_id: row.index for row in first.items}
+    return np.array([place.get(row.item_id, -1) for row in second.items], np.int64)
+
+
 def _numbers(values: Any) -> list[float]:
     return [round(float(v), 5) if np.isfinite(v) else 0.0 for v in values]
 
@@ -316,13 +348,18 @@ def open_books(runs: Sequence[Run | Path | str], *, seed: int = 0) -> list[RunBo
     Cost: that of a cut when there is none yet (`vlascope cut`), once.
     """
     from .. import api
-    from ..views.report import find_cut
-    from .compare import compare_cuts
+    from ..palette import read_cut
+    from ..views.report import cut_folder
 
     if not 1 <= len(runs) <= 2:
         raise InputError(f"got {len(runs)} runs; the app shows one, or compares two.")
     opened = [api.open_run(run) if isinstance(run, str | Path) else run for run in runs]
-    cuts = [find_cut(run) or api.cut(run, seed=seed).result for run in opened]
+    cuts: list[SavedCut] = []
+    for run in opened:
+        folder = cut_folder(run) or api.cut(run, seed=seed).result.path
+        cuts.append(read_cut(folder, run=run))
     if len(cuts) == 2:
+        from .compare import compare_cuts
+
         cuts = list(compare_cuts(cuts[0], cuts[1]))
     return [RunBook(cut, number=number) for number, cut in enumerate(cuts)]

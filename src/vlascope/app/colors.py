@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..palette import Palette
-from ..palette.palette import METHODS
+from ..palette import METHODS
 
 if TYPE_CHECKING:
-    from ..spectral.cut import CutResult
+    from ..palette import Palette, SavedCut
 
 FIT_ROWS = 16_384
 """Tokens that a palette is fitted on, evenly spread: memory does not grow with the cut."""
@@ -32,7 +31,7 @@ class ColorBook:
         cut: The cut.
     """
 
-    def __init__(self, cut: CutResult) -> None:
+    def __init__(self, cut: SavedCut) -> None:
         self.cut = cut
         self._palettes: dict[tuple[str, int], Palette] = {}
         self._kept: OrderedDict[tuple[str, str, int], NDArray[np.uint8]] = OrderedDict()
@@ -70,6 +69,8 @@ class ColorBook:
             return self._kept[key]
 
     def _palette(self, method: str, n_eig: int) -> Palette:
+        from ..palette import Palette
+
         if (method, n_eig) not in self._palettes:
             n = len(self.cut.rgb)
             index = np.unique(np.linspace(0, n - 1, min(n, FIT_ROWS)).astype(np.int64))

@@ -6,30 +6,29 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import read_json, storage_errors, write_json
-from ..palette import Palette
+from ..palette.palette import Palette
+from ..palette.saved import CutPart, SavedCut
 from ..spectral.align import relative_affinity
 from ..spectral.anchors import choose_anchors
-from ..spectral.cut import CutPart, CutResult
+from ..spectral.cut import CutResult
 from ..spectral.health import Health
 from ..spectral.kway import kway
 from ..spectral.nystrom import NystromNCut
 from ..spectral.rows import TakenRows, as_rows
-
-if TYPE_CHECKING:
-    from ..runs import Run
+from .book import shared_items
 
 _SCHEMA = 1
 _NAMES = ("eigvecs", "eigenvalues", "rgb")
 
 
-def compare_cuts(first: CutResult, second: CutResult) -> tuple[CutResult, CutResult]:
+def compare_cuts(first: SavedCut, second: SavedCut) -> tuple[CutResult, CutResult]:
     """Return the cuts of two runs made anew as one, so that one colour and one label mean one concept in both.
 
     Tokens of both runs are described by their affinity to shared anchors, the same patches of the same items (see
@@ -85,13 +84,7 @@ def compare_cuts(first: CutResult, second: CutResult) -> tuple[CutResult, CutRes
     return made[0], made[1]
 
 
-def shared_items(first: Run, second: Run) -> NDArray[np.int64]:
-    """Return for every item of the second run the item of the first with the same id, -1 where there is none."""
-    place = {row.item_id: row.index for row in first.items}
-    return np.array([place.get(row.item_id, -1) for row in second.items], np.int64)
-
-
-def _make(folder: Path, cuts: tuple[CutResult, CutResult], params: dict[str, Any]) -> None:
+def _make(folder: Path, cuts: tuple[SavedCut, SavedCut], params: dict[str, Any]) -> None:
     features = relative_affinity(
         [
             TakenRows(as_rows(c.run.acts(name)), part.token_rows)
@@ -148,7 +141,7 @@ class _Table:
         self.kind, self.camera, self.box = table.kind, table.camera, table.box
 
 
-def _anchors(cuts: tuple[CutResult, CutResult], *, n_anchors: int, seed: int) -> list[NDArray[np.int64]]:
+def _anchors(cuts: tuple[SavedCut, SavedCut], *, n_anchors: int, seed: int) -> list[NDArray[np.int64]]:
     """Return the anchors of every site of both cuts as positions in its cut tokens, -1 where it lacks one."""
     first, second = cuts
     number = shared_items(first.run, second.run)

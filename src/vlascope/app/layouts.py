@@ -9,15 +9,15 @@ import numpy as np
 from ..views.tokens import TokenIndex
 
 if TYPE_CHECKING:
-    from ..spectral.cut import CutResult
+    from ..palette import SavedCut
 
 
-def site_of_layout(cut: CutResult, layout: str) -> str | None:
+def site_of_layout(cut: SavedCut, layout: str) -> str | None:
     """Return the first site of a cut with a layout; all sites of one layout cut the same tokens."""
     return next((name for name, part in cut.parts.items() if part.layout == layout), None)
 
 
-def layout_json(cut: CutResult, index: TokenIndex, layout: str) -> dict[str, Any]:
+def layout_json(cut: SavedCut, index: TokenIndex, layout: str) -> dict[str, Any]:
     """Return the tokens of one layout of a cut, JSON-able.
 
     Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import socket
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -49,6 +50,7 @@ class Guard:
     def __init__(self, app: AsgiApp, *, token: str | None = None, cookie: str = "vlascope") -> None:
         self.app, self.token, self.cookie = app, token, cookie
         self.prepare_all: Callable[[], None] = lambda: None
+        self.shown = threading.Event()
         self.openapi: Callable[[], dict[str, Any]] = dict
         self.names = set(LOOPBACK) if token is None else {*LOOPBACK, *_own_names()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from .server import create_app
 DEFAULT_PORT = 8899
 N_PORTS = 50
 """Ports that are tried when none is named."""
+
+SETTLE_SECS, IDLE_SECS = 1.0, 15.0
+"""Until the work in the background begins: after the first colours were asked for, and when nobody asks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,7 @@ def serve(
         limit_concurrency=256, timeout_keep_alive=30,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    threading.Thread(target=app.prepare_all, daemon=True).start()
+    threading.Thread(target=_prepare, args=(app,), daemon=True).start()
     if ready is not None:
         threading.Thread(target=_tell, args=(server, ready, address), daemon=True).start()
     try:
@@ -88,9 +92,14 @@ def serve(
         bound.close()
 
 
-def _tell(server: Any, ready: Callable[[Address], Any], address: Address) -> None:
-    import time
+def _prepare(app: Any) -> None:
+    """Measure all sites once the first picture is there (torch alone takes a second to import), or nobody looks."""
+    if app.shown.wait(timeout=IDLE_SECS):
+        time.sleep(SETTLE_SECS)
+    app.prepare_all()
 
+
+def _tell(server: Any, ready: Callable[[Address], Any], address: Address) -> None:
     while not server.started and not server.should_exit:
         time.sleep(0.01)
     if server.started:

@@ -23,10 +23,8 @@ from ..errors import (
     missing_extra,
 )
 from ..items import ReviewTable
-from ..palette.palette import METHODS
-from ..spectral.click import click
-from .book import RunBook
-from .compare import shared_items
+from ..palette import METHODS
+from .book import RunBook, shared_items
 from .media import image_bytes
 from .security import Guard
 from .similarity import EXACT_BYTES, rank_correlation, to_bytes
@@ -116,6 +114,11 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
         """Return the time line of an episode."""
         return JSONResponse(book_of(key).episode(number), headers=_FOREVER)
 
+    @api.get("/api/runs/{key}/episodes/{number}/measured")
+    def get_measured(key: Key, number: Number) -> JSONResponse:
+        """Return what was measured about an episode: changes of course, anomaly score."""
+        return JSONResponse(book_of(key).measured(number), headers={"cache-control": "no-store"})
+
     @api.get("/api/runs/{key}/layout")
     def get_layout(key: Key, name: SiteName) -> JSONResponse:
         """Return where the tokens of a layout lie."""
@@ -137,6 +140,7 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
         """Return a colour for every token of a site, uint8 [n, 3]."""
         book = book_of(key)
         rgb = book.colors.rgb(book.site(site), method=method, n_eig=n_eig)
+        state.shown.set()
         return binary({"site": site}, [rgb], keep=True)
 
     @api.get("/api/runs/{key}/labels", response_class=Response)
@@ -230,6 +234,7 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
 
     guard = Guard(api, token=token)
     guard.prepare_all = state.prepare_all
+    guard.shown = state.shown
     guard.openapi = api.openapi
     return guard
 
@@ -242,6 +247,7 @@ class _State:
         # One at a time: memory stays bounded, and each gets all cores. A page asks for one thing at a time anyway.
         self._heavy = threading.Lock()
         self._error: str | None = None
+        self.shown = threading.Event()
 
     def describe(self) -> dict[str, Any]:
         shared = None
@@ -343,6 +349,8 @@ class _State:
         wanted: list[tuple[RunBook, str]],
     ) -> tuple[dict[str, Any], list[Any]]:
         """Return the header and one uint8 array per site; above 128 is in the mask."""
+        from ..spectral.click import click
+
         cut = self.books[0].cut
         if not 1 <= n_eig <= cut.eigvecs.shape[1]:
             raise InputError(f"got {n_eig} eigenvectors; the cut has 1 to {cut.eigvecs.shape[1]}.")

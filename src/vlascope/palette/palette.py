@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, ItemNotFoundError, nearest_text
 from ..files import write_atomic
+from . import METHODS
 from .color import oklab_from_srgb
 from .cube import cube_knots, fill_cube, fill_cube_by, paint, principal_turn, turns_towards
 from .landmarks import choose_landmarks, landmark_arrays, weights
 from .mspace import encode, fit_mspace
 
-METHODS = ("tsne", "umap", "mspace", "pca")
 SPACES = ("rgb", "oklab")
 SCHEMA = 2
 N_LANDMARKS = 1024

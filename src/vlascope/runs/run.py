@@ -237,7 +237,8 @@ class Run:
 
         path = self.path / f"{name}.parquet"
         try:
-            return pq.read_table(path)
+            with pq.ParquetFile(path) as file:  # read_table would import pyarrow.dataset, and that pandas
+                return file.read()
         except (OSError, pa.ArrowInvalid) as error:
             raise RunIncompleteError(
                 f"'{path}' cannot be read ({error}); the run is damaged. Mend it with "

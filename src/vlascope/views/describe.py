@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 
 if TYPE_CHECKING:
+    from ..palette import SavedCut
     from ..runs import Run
-    from ..spectral.cut import CutResult
 
 
 def model_name(run: Run) -> str:
@@ -31,7 +31,7 @@ def model_revision(run: Run) -> str | None:
     return None
 
 
-def picture_params(cut: CutResult, *, view: str, sites: Sequence[str], **shown: Any) -> dict[str, Any]:
+def picture_params(cut: SavedCut, *, view: str, sites: Sequence[str], **shown: Any) -> dict[str, Any]:
     """Return everything needed to tell what a picture shows and to make it again.
 
     Args:
@@ -56,13 +56,13 @@ def picture_params(cut: CutResult, *, view: str, sites: Sequence[str], **shown: 
     }
 
 
-def sampled_share(cut: CutResult) -> float | None:
+def sampled_share(cut: SavedCut) -> float | None:
     """Return the share of tokens that the cut sampled as landmarks, 0..1; None where the cut does not say."""
     n_landmarks, n = health_value(cut, "n_landmarks"), health_value(cut, "n")
     return None if not n or n_landmarks is None else min(1.0, float(n_landmarks) / float(n))
 
 
-def health_value(cut: CutResult, name: str) -> Any:
+def health_value(cut: SavedCut, name: str) -> Any:
     """Return one field of the cut's health report, whichever form it has; None when it is not there."""
     health = getattr(cut, "health", None)
     if isinstance(health, Mapping):

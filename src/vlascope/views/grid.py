@@ -18,11 +18,11 @@ from .style import LIGHT, Theme
 from .tokens import PatchGrid, TokenIndex, Upsample
 
 if TYPE_CHECKING:
-    from ..spectral.cut import CutResult
+    from ..palette import SavedCut
 
 
 def grid(
-    cut: CutResult,
+    cut: SavedCut,
     *,
     site: str | None = None,
     ks: Sequence[int] | None = None,
@@ -92,7 +92,7 @@ def grid(
 
 
 def strip(
-    cut: CutResult,
+    cut: SavedCut,
     *,
     items: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,

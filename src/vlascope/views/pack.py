@@ -13,7 +13,7 @@ from .html import array_base64, jpeg_uri, png_uri
 from .tokens import PatchGrid, TokenIndex
 
 if TYPE_CHECKING:
-    from ..spectral.cut import CutResult
+    from ..palette import SavedCut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class TokenPack:
         }
 
 
-def region_boxes(cut: CutResult, item: int, *, named: str, others: Sequence[str], mask: str) -> list[BoxView]:
+def region_boxes(cut: SavedCut, item: int, *, named: str, others: Sequence[str], mask: str) -> list[BoxView]:
     """Return the bounding boxes of the named object and of the others in one item; hidden ones are left out."""
     mask_hw = cut.run.mask(item, mask)
     if mask_hw is None:

@@ -27,6 +27,7 @@ from .words import WORDS_NOTE, WordBlock, word_block, word_colors
 
 if TYPE_CHECKING:
     from ..measure import OverlapResult
+    from ..palette import SavedCut
     from ..runs import Run
     from ..spectral.cut import CutResult
 
@@ -94,6 +95,16 @@ def find_cut(run: Run) -> CutResult | None:
     """
     from ..spectral.cut import CutResult
 
+    path = cut_folder(run)
+    return None if path is None else CutResult.load(path, run=run)
+
+
+def cut_folder(run: Run) -> Path | None:
+    """Return the folder of the cut that `find_cut` reads.
+
+    Raises:
+        StorageError: the run's folder cannot be read.
+    """
     folder = run.path / "derived"
     try:
         found = [p for p in folder.glob("cut-*") if (p / "params.json").is_file()] if folder.is_dir() else []
@@ -107,15 +118,13 @@ def find_cut(run: Run) -> CutResult | None:
             continue  # a cut of words alone, such as `cut_words` makes
         key = (n_sites, (path / "params.json").stat().st_mtime, path.name)
         best = max(best, key) if best else key
-    if best is None:
-        return None
-    return CutResult.load(folder / best[2], run=run)
+    return None if best is None else folder / best[2]
 
 
 def report(
     cut: CutResult,
     *,
-    word_cut: CutResult | None = None,
+    word_cut: SavedCut | None = None,
     site: str | None = None,
     k: int | None = None,
     n_items: int = 12,
@@ -149,7 +158,7 @@ class _Builder:
         self,
         cut: CutResult,
         *,
-        word_cut: CutResult | None,
+        word_cut: SavedCut | None,
         site: str | None,
         k: int | None,
         n_items: int,

@@ -12,7 +12,7 @@ from ..errors import InputError, SiteNotFoundError, nearest_text
 from ..models.layout import KINDS
 
 if TYPE_CHECKING:
-    from ..spectral.cut import CutResult
+    from ..palette import SavedCut
 
 Upsample = Literal["nearest", "smooth"]
 PATCH = KINDS.index("patch")
@@ -75,7 +75,7 @@ class TokenIndex:
     Cost: O(n log n) once per site, then O(tokens of the item) per look-up.
     """
 
-    def __init__(self, cut: CutResult) -> None:
+    def __init__(self, cut: SavedCut) -> None:
         self.cut, self.run = cut, cut.run
         self._orders: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._has_patches: dict[str, bool] = {}

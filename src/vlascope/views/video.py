@@ -27,14 +27,14 @@ from .tokens import TokenIndex, Upsample
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
-    from ..spectral.cut import CutResult
+    from ..palette import SavedCut
 
 MIN_SECS = 8.0
 """Short episodes are slowed down to last at least about this long, so that they can be followed."""
 
 
 def video(
-    cut: CutResult,
+    cut: SavedCut,
     *,
     episode: int | None = None,
     site: str | None = None,
@@ -101,7 +101,7 @@ def video_panel_size(image_wh: tuple[int, int], *, width: int) -> tuple[int, int
     return round(image_wh[0] * scale), round(image_wh[1] * scale)
 
 
-def _track(cut: CutResult, episode: int | None, held: list[int]) -> EpisodeTrack:
+def _track(cut: SavedCut, episode: int | None, held: list[int]) -> EpisodeTrack:
     episodes = episodes_of(cut.run)
     if not episodes:
         if episode is not None:
@@ -131,7 +131,7 @@ def _timing(track: EpisodeTrack, speed: float | None) -> tuple[float, float]:
 
 
 def _frames(
-    cut: CutResult,
+    cut: SavedCut,
     index: TokenIndex,
     track: EpisodeTrack,
     band: _Band,
@@ -162,7 +162,7 @@ def _frames(
 class _Band:
     """Everything around the panels: titles above, facts and time line beneath."""
 
-    cut: CutResult
+    cut: SavedCut
     track: EpisodeTrack
     site: str
     size: tuple[int, int]

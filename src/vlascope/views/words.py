@@ -19,7 +19,7 @@ from .style import css_color, ink_on
 from .tokens import TokenIndex, Words
 
 if TYPE_CHECKING:
-    from ..spectral.cut import CutResult
+    from ..palette import SavedCut
 
 MAX_CHARACTERS = 104
 """Characters of one line of words; longer texts go on in a table below."""
@@ -73,9 +73,9 @@ class WordBlock:
 
 
 def words(
-    cut: CutResult,
+    cut: SavedCut,
     *,
-    word_cut: CutResult | None = None,
+    word_cut: SavedCut | None = None,
     items: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,
     n_items: int = 4,
@@ -117,7 +117,7 @@ def words(
     return HtmlPiece(html=html, style=asset("base.css"), title=title, params=params)
 
 
-def word_colors(cut: CutResult, word_cut: CutResult | None) -> NDArray[np.uint8]:
+def word_colors(cut: SavedCut, word_cut: SavedCut | None) -> NDArray[np.uint8]:
     """Return uint8 [n, 3], the colours of a cut, with its words in the colours of `word_cut` where one is given."""
     if word_cut is None:
         return np.asarray(cut.rgb)
