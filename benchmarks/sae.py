@@ -5,6 +5,10 @@
     python benchmarks/sae.py --only memory       # peak memory of training on 400,000 x 2048 tokens
     python benchmarks/sae.py --only planted      # 512 true directions in superposition
     python benchmarks/sae.py --only dead --tokens 5000000
+    python benchmarks/sae.py --only discovery    # power, and false discoveries over 200 null runs
+
+Each call adds its section to benchmarks/results/sae.json. For --run, see `benchmarks/monitor.py
+--make FOLDER`, which lets the embedded model act and captures what it computes.
 
 Peers that are installed are measured too (`pip install --no-deps --target peers overcomplete dictionary-learning
 sae-lens einops`, then `PYTHONPATH=peers`). Systems take turns step by step, so that all see the same load of the
@@ -25,9 +29,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _measure import cost
-from _record import environment, save
+from _record import RESULTS, environment
 from _sae_peers import MATRYOSHKA, SYSTEMS
 from torch import Tensor
+
+from vlascope.files import read_json, write_json
+from vlascope.sae.discovery import wilson
 
 LEVELS = (64, 256, 1024, 2048)
 
@@ -141,7 +148,7 @@ def recover(args: argparse.Namespace) -> dict[str, Any]:
             start = time.perf_counter()
             for _ in range(800):
                 trainer.step(draw(1024))
-            cosine = (atoms @ trainer.sae.decoder.T).max(1).values
+            cosine = (atoms @ trainer.sae.decoder.detach().T).max(1).values
             out[f"{activation}, seed {seed}"] = {
                 "recovered_at_cosine_0.9": float((cosine >= 0.9).float().mean()),
                 "mean_best_cosine": float(cosine.mean()),
@@ -179,6 +186,54 @@ def dead(args: argparse.Namespace) -> dict[str, Any]:
         "secs": time.perf_counter() - start, "dead_over_tokens": found.n_tokens, "dead_share": found.dead_share,
         "fvu": evaluate(trainer.sae, [held.numpy()]).fvu,
     }  # fmt: skip
+
+
+def discovery(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the power of the search for latents of one factor, and its false discoveries where there is none.
+
+    160 units in four cells (fragile x red), 512 latents: skewed, silent in 60 % of the units, alike in groups of
+    eight. "null": nothing follows fragility, but 16 latents follow colour, which must not be called fragility.
+    "planted": latent 3 follows fragility by one or more standard deviations, on top of that.
+    """
+    from vlascope.sae import discover_arrays
+
+    labels: dict[str, list[object]] = {
+        "fragile": [a for a in ("no", "yes") for _ in range(80)],
+        "colour": [b for _ in range(2) for b in ("red", "blue") for _ in range(40)],
+    }
+    yes, red = np.array(labels["fragile"]) == "yes", np.array(labels["colour"]) == "red"
+
+    def draw(seed: int, effect: float) -> np.ndarray:
+        rng = np.random.default_rng([seed, 29])
+        common = np.repeat(rng.gamma(2.0, 1.0, (160, 64)), 8, axis=1)
+        x = 0.5 * common + rng.gamma(2.0, 1.0, (160, 512))
+        spread = x.std(0)
+        x *= rng.random(x.shape) < 0.4
+        x[:, 16:32] += 1.5 * spread[16:32] * red[:, None]
+        full = 0.5 * common[:, 3] + rng.gamma(2.0, 1.0, 160)  # the planted latent is never silent
+        x[:, 3] = full + effect * full.std() * yes
+        return x
+
+    def search(seed: int, effect: float) -> set[int]:
+        found = discover_arrays(draw(seed, effect), labels, n_permutations=99, seed=seed, n_shuffles=0)
+        return {one.latent for one in found.found}
+
+    out: dict[str, Any] = {}
+    finds = [search(seed, 0.0) for seed in range(args.runs)]
+    wrong = sum(bool(one) for one in finds)
+    out["null"] = {
+        "runs": args.runs, "runs_with_a_false_discovery": wrong, "share": wrong / args.runs,
+        "interval": wilson(wrong, args.runs), "false_discoveries": sum(len(one) for one in finds),
+    }  # fmt: skip
+    for effect in (0.75, 1.0, 1.5):
+        finds = [search(10_000 + seed, effect) for seed in range(args.runs // 2)]
+        hits = sum(3 in one for one in finds)
+        shares = [len(one - {3}) / max(1, len(one)) for one in finds]
+        out[f"planted, {effect} sd"] = {
+            "runs": len(finds), "power": hits / len(finds), "interval": wilson(hits, len(finds)),
+            "false_discovery_rate": float(np.mean(shares)),
+        }  # fmt: skip
+    return out
 
 
 class _DiskRun:
@@ -240,12 +295,21 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
+SECTIONS = {
+    "throughput": throughput,
+    "planted": recover,
+    "dead": dead,
+    "memory": memory,
+    "discovery": discovery,
+}
+
+
 def main() -> None:
     """Parse, measure, print, save."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("throughput", "planted", "dead", "memory"), default="throughput")
+    parser.add_argument("--only", choices=tuple(SECTIONS), default="throughput")
     parser.add_argument("--run")
     parser.add_argument("--site", default="language.4")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS))
@@ -256,17 +320,21 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.0)
     parser.add_argument("--tokens", type=int, default=5_000_000)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--mix", action="store_true", help="shuffle the order of systems at each step")
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     facts = environment()
-    found = {"throughput": throughput, "planted": recover, "dead": dead, "memory": memory}[args.only](args)
+    found = SECTIONS[args.only](args)
     print(json.dumps(found, indent=2))
     if not args.no_save:
-        suffix = "-run" if args.run else ""
-        print(save(f"sae-{args.only}{suffix}", environment=facts, results=found))
+        name = f"{args.only}, {args.site} of mini-vla" if args.run else args.only
+        path = RESULTS / "sae.json"
+        sections = read_json(path) if path.is_file() else {}
+        sections[name] = {"environment": facts, "results": found}
+        print(write_json(path, sections))
 
 
 if __name__ == "__main__":

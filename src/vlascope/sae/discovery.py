@@ -199,6 +199,7 @@ def discover_arrays(
     raw_nd: NDArray[np.floating] | None = None,
     random_nf: NDArray[np.floating] | None = None,
     n_permutations: int = 499,
+    n_shuffles: int = N_SHUFFLES,
     seed: int = 0,
 ) -> Discovery:
     """Search plain arrays; see `discover`.
@@ -212,6 +213,7 @@ def discover_arrays(
         raw_nd: [n_units, d] mean tokens, for the controls.
         random_nf: [n_units, n_latents] of a random dictionary, for the control.
         n_permutations: Shuffles.
+        n_shuffles: Whole searches with shuffled labels, for the control; 0 leaves it out.
         seed: Seeds shuffles and bootstrap.
     """
     design = make_design(labels)
@@ -240,7 +242,9 @@ def discover_arrays(
                 held_out_interval=interval,
             )
         )
-    controls = _controls(latents_nf, design, inside, cell, raw_nd, random_nf, n_permutations, seed)
+    controls = _controls(
+        latents_nf, design, inside, cell, raw_nd, random_nf, n_permutations, n_shuffles, seed
+    )
     return Discovery(
         target=design.names[0],
         others=design.names[1:],
@@ -351,11 +355,12 @@ def _controls(
     raw: NDArray[np.floating] | None,
     random: NDArray[np.floating] | None,
     n_permutations: int,
+    n_shuffles: int,
     seed: int,
 ) -> dict[str, float]:
     rng = np.random.default_rng([seed, 3])
     n_found = []
-    for number in range(N_SHUFFLES):
+    for number in range(n_shuffles):
         codes = design.codes[:, 0].copy()
         strata = design.strata(without=0)
         for s in range(strata.max() + 1):
@@ -363,7 +368,7 @@ def _controls(
             codes[group] = codes[rng.permutation(group)]
         shuffled = design.with_codes(0, codes)
         n_found.append(len(_search(latents, shuffled, n_permutations=99, seed=seed + number)[1]))
-    out = {"shuffled labels, mean number found": float(np.mean(n_found))}
+    out = {"shuffled labels, mean number found": float(np.mean(n_found))} if n_found else {}
     if random is not None:
         out["random dictionary, number found"] = float(
             len(_search(random, design, n_permutations=n_permutations, seed=seed)[1])
