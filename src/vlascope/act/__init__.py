@@ -6,14 +6,78 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .dose import DoseResponse, dose_response
+    from .edits import ModelEdit, Together
+    from .effects import Baseline, Effect, baseline, effect, effect_results
+    from .paired import Comparison, compare
+    from .rollout import ClosedLoop, Trial, closed_loop, play
+    from .steer import (
+        Redirected,
+        SteerDirection,
+        SteerLatents,
+        direction_unit,
+        latent_units,
+        mean_difference,
+        random_directions,
+        random_latents,
+    )
     from .watcher import Veto, Watcher
 
 _LAZY = {
+    "Baseline": "effects",
+    "ClosedLoop": "rollout",
+    "Comparison": "paired",
+    "DoseResponse": "dose",
+    "Effect": "effects",
+    "ModelEdit": "edits",
+    "Redirected": "steer",
+    "SteerDirection": "steer",
+    "SteerLatents": "steer",
+    "Together": "edits",
+    "Trial": "rollout",
     "Veto": "watcher",
     "Watcher": "watcher",
+    "baseline": "effects",
+    "closed_loop": "rollout",
+    "compare": "paired",
+    "direction_unit": "steer",
+    "dose_response": "dose",
+    "effect": "effects",
+    "effect_results": "effects",
+    "latent_units": "steer",
+    "mean_difference": "steer",
+    "play": "rollout",
+    "random_directions": "steer",
+    "random_latents": "steer",
 }
 
-__all__ = ["Veto", "Watcher"]
+__all__ = [
+    "Baseline",
+    "ClosedLoop",
+    "Comparison",
+    "DoseResponse",
+    "Effect",
+    "ModelEdit",
+    "Redirected",
+    "SteerDirection",
+    "SteerLatents",
+    "Together",
+    "Trial",
+    "Veto",
+    "Watcher",
+    "baseline",
+    "closed_loop",
+    "compare",
+    "direction_unit",
+    "dose_response",
+    "effect",
+    "effect_results",
+    "latent_units",
+    "mean_difference",
+    "play",
+    "random_directions",
+    "random_latents",
+]
 
 
 def __getattr__(name: str) -> Any:

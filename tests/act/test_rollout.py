@@ -1,0 +1,164 @@
+"""Closed loop: several episodes per pass as one by one, edits, watchers, pairs, and what is written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vlascope.act import Veto, Watcher, closed_loop, compare
+from vlascope.act.paired import detectable_difference, mcnemar, success_result
+from vlascope.act.rollout import answer_and_read
+from vlascope.act.steer import SteerDirection
+from vlascope.errors import InputError
+from vlascope.models import VLAPolicy, load
+from vlascope.sim import Perturbation
+from vlascope.sim import rollout as one_by_one
+
+pytest.importorskip("pybullet")
+pytestmark = pytest.mark.sim
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load("mini-vla", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def plain(mini):
+    return closed_loop(mini, n_episodes=3, seed=40, max_steps=4, batch=3, keep_frames=True)
+
+
+PUSH = SteerDirection(site="language.2", direction=np.arange(1, 129, dtype=np.float32), unit=40.0)
+
+
+class Nosy:
+    """Stops one episode at one step; notes what it was given."""
+
+    sites = ("vision.1", "language.3")
+
+    def __init__(self, episode: int) -> None:
+        self.episode, self.seen = episode, []
+
+    def start(self, task: str, camera: str) -> None:
+        self.began = (task, camera)
+
+    def watch(self, step: int, tokens):
+        self.seen.append((step, {name: (x.shape, str(x.dtype)) for name, x in tokens.items()}))
+        if self.episode == 1 and step == 2:
+            return Veto(reason="looks wrong", score=3.0, threshold=2.0, site="vision.1")
+        return None
+
+
+def test_a_group_of_episodes_acts_as_each_alone(mini, plain):
+    single = one_by_one(VLAPolicy(mini, malformed="hold"), n_episodes=3, seed=40, max_steps=4)
+    assert len({e.instruction.text for e in plain.episodes}) > 1
+    for a, b in zip(plain.episodes, single.episodes, strict=True):
+        np.testing.assert_array_equal(a.actions, b.actions)
+        np.testing.assert_array_equal(a.states[-1].gripper_xyz, b.states[-1].gripper_xyz)
+        assert a.outcome == b.outcome and a.infos[0]["action_ids"] == b.infos[0]["action_ids"]
+    assert plain.n_steps == 12 and plain.steps_per_second > 0 and plain.processes == 1
+    assert plain.episodes[0].rgb.shape == (4, 112, 112, 3)
+
+
+def test_a_batch_changes_activations_by_rounding_only(mini, plain):
+    policy = VLAPolicy(mini)
+    items = [policy.item(e.rgb[0], e.instruction.text, name=str(i)) for i, e in enumerate(plain.episodes)]
+    sites = mini.resolve(["vision.5", "language.5"])
+    together = answer_and_read(mini, items, sites, max_new_tokens=4)
+    for i, item in enumerate(items):
+        replies, tokens = answer_and_read(mini, [item], sites, max_new_tokens=4)
+        assert replies[0].token_ids == together[0][i].token_ids
+        for name, alone in tokens[0].items():
+            np.testing.assert_allclose(together[1][i][name], alone, atol=2e-3)
+    captured = mini.capture(mini.prepare(items), sites)
+    np.testing.assert_allclose(together[1][2]["language.5"], captured["language.5"][2].numpy(), atol=2e-3)
+
+
+def test_processes_play_the_same_episodes(mini):
+    here = closed_loop(mini, n_episodes=2, seed=7, max_steps=2, batch=1, processes=1, edit=PUSH)
+    there = closed_loop(mini, n_episodes=2, seed=7, max_steps=2, batch=1, processes=2, edit=PUSH)
+    assert there.processes == 2 and here.edit == there.edit == PUSH.name
+    for a, b in zip(here.episodes, there.episodes, strict=True):
+        np.testing.assert_allclose(a.actions, b.actions, atol=1e-5)
+
+
+def test_what_other_processes_cannot_have_is_refused(mini):
+    dark = Perturbation(image=lambda rgb, episode: rgb // 2)
+    with pytest.raises(InputError, match="processes=1"):
+        closed_loop(mini, n_episodes=2, max_steps=1, batch=1, processes=2, perturbation=dark)
+    with pytest.raises(InputError, match="processes"):
+        closed_loop(mini, n_episodes=2, processes=0)
+    with pytest.raises(InputError, match="n_episodes"):
+        closed_loop(mini, n_episodes=0)
+
+
+def test_an_edit_changes_what_is_done_and_only_meanwhile(mini, plain):
+    pushed = closed_loop(mini, n_episodes=3, seed=40, max_steps=4, batch=3, edit=PUSH)
+    assert not np.array_equal(pushed.episodes[0].actions, plain.episodes[0].actions)
+    assert mini._hooks.n_hooked == 0
+    found = compare(plain, pushed)
+    assert found.difference.n == 3 and found.stopped_good.value is None
+    assert found.to_json()["change"] == PUSH.name
+
+
+def test_a_watcher_stops_one_episode_and_says_why(mini, plain):
+    made: dict[int, Nosy] = {}
+
+    def watch(episode: int) -> Nosy:
+        made[episode] = Nosy(episode)
+        assert isinstance(made[episode], Watcher)
+        return made[episode]
+
+    found = closed_loop(mini, n_episodes=3, seed=40, max_steps=4, batch=3, watcher=watch)
+    assert [e.n_steps for e in found.episodes] == [4, 2, 4] and found.n_vetoed == 1
+    assert found.episodes[1].labels["veto"] == "looks wrong" and found.episodes[1].labels["veto_step"] == 2
+    assert found.to_dict()["episodes"][1]["veto"]["score"] == 3.0
+    assert made[0].began == ("pick", "front") and [step for step, _ in made[0].seen] == [0, 1, 2, 3]
+    shape, kind = made[0].seen[0][1]["vision.1"]
+    assert shape == (196, 128) and kind == "float32"
+    n_text = made[0].seen[0][1]["language.3"][0][0] - 196
+    assert 5 < n_text < 20
+    for i in (0, 2):  # the others go on as if nobody had watched
+        np.testing.assert_array_equal(found.episodes[i].actions, plain.episodes[i].actions)
+    pair = compare(plain, found)
+    assert pair.stopped_bad.n == 3 and pair.stopped_bad.value == pytest.approx(1 / 3)
+    assert pair.stopped_good.value is None
+
+
+def test_failures_are_written_as_episodes(mini, tmp_path):
+    from vlascope.items import open_items
+
+    out = tmp_path / "failures"
+    found = closed_loop(mini, n_episodes=2, seed=3, max_steps=2, failures_out=out, image_px=48)
+    items = open_items(out)
+    assert len(items) == 4 and items[0].labels["outcome"] == found.episodes[0].outcome == "never_lifted"
+    assert found.episodes[0].rgb is None
+
+
+def test_pairs_need_the_same_episodes(mini, plain):
+    other = closed_loop(mini, n_episodes=1, seed=40, max_steps=1)
+    with pytest.raises(InputError, match="pairs need"):
+        compare(plain, other)
+
+
+def test_mcnemar_is_the_binomial_test():
+    from scipy.stats import binomtest
+
+    for lost, won in [(0, 0), (5, 0), (7, 2), (3, 3), (1, 12)]:
+        expected = binomtest(lost, lost + won).pvalue if lost + won else 1.0
+        assert mcnemar(lost, won) == pytest.approx(expected)
+
+
+def test_power_says_what_a_test_could_have_seen():
+    # Six of six one way are the fewest that McNemar's test believes.
+    assert mcnemar(0, 5) > 0.05 > mcnemar(0, 6)
+    assert np.isnan(detectable_difference(5))
+    assert detectable_difference(200) < detectable_difference(50) < detectable_difference(10)
+    rng = np.random.default_rng(0)
+    hits = rng.binomial(50, detectable_difference(50), 4000)
+    assert np.mean([mcnemar(0, k) <= 0.05 for k in hits]) == pytest.approx(0.8, abs=0.03)
+
+
+def test_success_comes_with_its_interval(plain):
+    found = success_result(plain)
+    assert found.value == 0.0 and found.interval[0] < 1e-9 and found.interval[1] > 0.5
