@@ -122,13 +122,24 @@ def test_warns_of_images_without_structure_and_lost_items(tmp_path):
     assert any("2 items could not be read" in w for w in warnings)
 
 
-def test_too_large_a_page_is_refused(cut, monkeypatch):
+def test_too_large_a_page_becomes_a_folder_that_needs_nothing_else(cut, page, monkeypatch, tmp_path):
     import sys
 
-    module = sys.modules["vlascope.views.report"]
-    monkeypatch.setattr(module, "MAX_BYTES", 50_000)
-    with pytest.raises(InputError, match="n_items"):
-        report(cut, n_items=4, n_videos=0)
+    monkeypatch.setattr(sys.modules["vlascope.views.report"], "MAX_BYTES", 50_000)
+    made = report(cut, n_items=4, n_videos=2)
+    assert "tokens.js" in made.files and any(name.endswith(".mp4") for name in made.files)
+    path = made.save(tmp_path / "report.html")
+    assert path == tmp_path / "report" / "index.html" and not (tmp_path / "report.html").exists()
+    html = path.read_text()
+    named = set(re.findall(r"media/[0-9a-f]+\.\w+", html))
+    assert named == {name for name in made.files if name.startswith("media/")}
+    assert all((path.parent / name).read_bytes() == made.files[name] for name in made.files)
+    assert made.size_bytes < len(page.html)  # base64 takes a third more
+    assert "folder" in made._repr_html_()
+    stale = path.parent / "media" / "0123.jpg"
+    stale.write_bytes(b"of an earlier page")
+    made.save(tmp_path / "report.html")
+    assert not stale.exists()
 
 
 def test_bad_arguments(cut, page, tmp_path):
@@ -138,6 +149,81 @@ def test_bad_arguments(cut, page, tmp_path):
         report(cut, k=3)
     with pytest.raises(InputError, match=r"\.html"):
         page.save(tmp_path / "report.pdf")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A run with saved measures and cards of a dictionary, and its page."""
+    from fakes import make_cut
+
+    from vlascope.files import write_json
+    from vlascope.measure import EpisodeSeries, Finding, Result, Row, cannot_say, keep
+    from vlascope.measure.findings import layer_series
+
+    made = make_cut(tmp_path_factory.mktemp("told"), n_steps=4, n_vision=2, n_language=1)
+    made.run.info["content_sha256"] = "aa"
+    found = Result(name="vision.1 / <b>colour</b>", value=0.75, unit="accuracy", n=8, over="episode", n_units=2,
+                   interval=(0.5, 0.875), controls={"shuffled labels": 0.25}, p=0.01)  # fmt: skip
+    none = cannot_say("vision.0 / pose", "constant features", unit="R²", n=8)
+    series = EpisodeSeries(episode=1, site="vision.1", items=(4, 5, 6, 7), steps=(0, 1, 2, 3), change_points=(2,),
+                           anomaly=(0.0, 0.2, 0.9, 0.4), threshold=0.5, alarm=2)  # fmt: skip
+    keep(made.run, Finding(measure="probe", title="colour", verdict="colour is readable", rows=(Row(result=found),
+         Row(result=none)), layers=(layer_series("readable", [("vision.0", None), ("vision.1", found)]),),
+         episodes=(series,), settings={"seed": 0}))  # fmt: skip
+    values = [[None, 0.0, 1.0] + [0.0] * 11] * 12
+    example = {"item": 5, "item_id": "ep0001/000001", "value": 2.0, "position": 3, "kind": "patch", "row": 1, "col": 2,
+               "camera": 0, "text": "", "maps": [{"camera": 0, "tile": 0, "values": values}]}  # fmt: skip
+    card = {"latent": 7, "level": 8, "density": 0.125, "mean": 1.0, "p99": 2.5, "units": 1, "examples": [example],
+            "episode": {"episode": 1, "items": [4, 5], "steps": [0, 1], "strongest": [0.5, 2.0]}, "parents": [],
+            "children": [{"latent": 9, "share": 0.5, "lift": 3.0}]}  # fmt: skip
+    write_json(made.run.path / "derived" / "sae-cards-1" / "cards.json", {"schema": 1, "model": "m", "site": "vision.1",
+               "dictionary": "/secret/place/sae-1", "levels": [8, 16], "n_tokens": 64, "over": "episode", "n_units": 2,
+               "cards": [card]})  # fmt: skip
+    made.run.site = lambda name: type("Site", (), {"layout": "vision"})  # type: ignore[method-assign]
+    return report(made, n_items=4, n_videos=1)
+
+
+def test_measures_stand_with_their_intervals_and_controls(told):
+    text = " ".join(" ".join(Reader(told.html).text).split())
+    assert "0.750 accuracy" in text and "0.500 – 0.875" in text and "shuffled labels 0.250" in text
+    assert "cannot say: constant features" in text and "8 (2 episodes)" in text
+    assert "<b>colour</b>" in text and "<b>colour" not in told.html  # shown, not run
+    scale = re.search(r'<svg class="scale".*?</svg>', told.html, re.S).group(0)  # type: ignore[union-attr]
+    value = next(a for t, a in Reader(scale).tags if t == "circle" and a.get("class") == "value")
+    assert float(value["cx"]) == pytest.approx(4 + 212 * 0.75)  # on a scale from 0 to 1
+
+
+def test_the_time_line_has_concepts_changes_and_anomaly(told):
+    chart = re.search(r'<svg class="chart".*?</svg>', told.html, re.S).group(0)  # type: ignore[union-attr]
+    for word in ("concepts", "changes", "anomaly", "alarm", "K = 10"):
+        assert word in chart
+    assert "concepts change their course at vision.1 at steps 2" in chart
+    assert chart.count('class="change"') == 1
+    areas = re.findall(r'<polygon points="([^"]+)" fill="#', chart)
+    at_first = [
+        [float(y) for x, y in (pair.split(",") for pair in points.split()) if float(x) == 72.0]
+        for points in areas
+    ]
+    assert sum(max(y) - min(y) for y in at_first) == pytest.approx(
+        40, abs=0.3
+    )  # the shares of a frame sum to one
+
+
+def test_cards_of_the_dictionary(told):
+    text = " ".join(" ".join(Reader(told.html).text).split())
+    assert (
+        "Latent 7" in text and "12 % of tokens" in text and "1 of 2 episodes" in text and "9 (50 %)" in text
+    )
+    assert "row 2, column 3" in text and "/secret/place" not in told.html
+    heat = re.search(r'<div class="heat"[^>]*><img src="data:image/png;base64,([^"]+)"', told.html).group(1)  # type: ignore[union-attr]
+    import io
+
+    from PIL import Image
+
+    alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(heat))))[..., 3]
+    assert (
+        alpha.shape == (12, 14) and alpha[3, 2] == round(255 * 0.7 * 0.5) and alpha[3, 1] == round(255 * 0.7)
+    )
 
 
 CLICK = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ._common import Common, Flag, OutPath, RunPath, give, open_page
+from ._common import Common, Flag, OutPath, RunPath, give, open_page, say
 from ._main import OK
 
 
@@ -15,7 +15,7 @@ class Args(Common):
     run: RunPath
     """run directory, as made by `vlascope capture`"""
     out: OutPath = None
-    """page to write (default: RUN/report.html)"""
+    """page to write (default: RUN/report.html); above 25 MB a folder of that name"""
     open: Flag = False
     """open the page in the browser"""
 
@@ -26,7 +26,14 @@ def run(args: Args) -> int:
     from ..runs import Run
 
     captured = Run.open(args.run)
-    path = api.report(captured).save(args.out or captured.path / "report.html")
+    report = api.report(captured)
+    path = report.save(args.out or captured.path / "report.html")
+    if report.files:
+        say(
+            args,
+            f"the page has {report.size_bytes / 1e6:.0f} MB, too much for one file: it is the folder {path.parent} "
+            "(open index.html in it; to share it, copy the whole folder)",
+        )
     give(args, {"run": str(captured.path), "report": str(path)}, text=str(path))
     if args.open:
         open_page(args, path)

@@ -1,15 +1,19 @@
-"""The time line of an episode as SVG: commanded moves in cm, gripper, events; drawn in the page's own colours."""
+"""The time line of an episode as SVG: commanded moves in cm, gripper, events, shares of concepts, changes, anomaly."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .measured import EpisodeMeasures
 from .robot import EpisodeTrack, signed
 
-WIDTH, LEFT, RIGHT = 960, 56, 72
+WIDTH, LEFT, RIGHT = 960, 72, 72
 _PLOT_TOP, _PLOT_HEIGHT, _GRIP_HEIGHT = 58, 150, 14
+_SHARES_HEIGHT, _CHANGES_HEIGHT, _ANOMALY_HEIGHT, _BAND_GAP = 40, 12, 36, 10
 _LABEL_STEP = 14  # pixels between two labels on top of one another
 
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d00")
@@ -46,6 +50,27 @@ class EventMark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Band:
+    """A strip under the curves: its name stands to its left, a note to its right.
+
+    Attributes:
+        areas: (colour, corners) of each area; no colour is that of quiet things.
+        marks: Left corner of a triangle at each change.
+        line_y: Where a line runs across it, e.g. at a threshold; None without one.
+        alarm_x: Where a first alarm is marked; None without one.
+    """
+
+    name: str
+    note: str
+    y: float
+    height: int
+    areas: tuple[tuple[str | None, str], ...] = ()
+    marks: tuple[str, ...] = ()
+    line_y: float | None = None
+    alarm_x: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chart:
     """All that the template draws. Positions are in the units of the SVG's view box."""
 
@@ -64,14 +89,29 @@ class Chart:
     grip_height: int
     closed: tuple[tuple[float, float], ...]  # x, width
     has_grip: bool
+    bands: tuple[Band, ...]
     events: tuple[EventMark, ...]
     n_frames: int
     summary: str
 
 
-def episode_chart(track: EpisodeTrack) -> Chart | None:
-    """Return the time line of an episode; None where neither its actions nor any event are known."""
-    if track.action is None and not track.events:
+def episode_chart(
+    track: EpisodeTrack,
+    *,
+    shares: NDArray[np.float32] | None = None,
+    share_colors: Sequence[str] = (),
+    measures: EpisodeMeasures | None = None,
+) -> Chart | None:
+    """Return the time line of an episode; None where nothing is known about it.
+
+    Args:
+        track: Actions and events.
+        shares: float32 [n_frames, k], how much of each frame every concept takes.
+        share_colors: CSS colours of the k concepts.
+        measures: Changes of course and anomaly score.
+    """
+    measures = measures or EpisodeMeasures()
+    if track.action is None and not track.events and shares is None and not measures:
         return None
     n = len(track.items)
     x_of = np.linspace(LEFT, WIDTH - RIGHT, n) if n > 1 else np.array([(LEFT + WIDTH - RIGHT) / 2])
@@ -115,6 +155,9 @@ def episode_chart(track: EpisodeTrack) -> Chart | None:
     grip_y = bottom + 18
     stretches = _stretches(closed) if closed is not None else []
     bottom_of_all = grip_y + (_GRIP_HEIGHT if closed is not None else 0)
+    bands = _bands(x_of, shares, share_colors, measures, top=bottom_of_all + _BAND_GAP)
+    if bands:
+        bottom_of_all = bands[-1].y + bands[-1].height
     return Chart(
         width=WIDTH,
         height=int(bottom_of_all + 40),
@@ -137,10 +180,70 @@ def episode_chart(track: EpisodeTrack) -> Chart | None:
             for a, b in stretches
         ),
         has_grip=closed is not None,
+        bands=bands,
         events=_event_marks(track, x_of),
         n_frames=n,
-        summary=_summary(track),
+        summary=_summary(track, measures),
     )
+
+
+def _bands(
+    x_of: NDArray[np.floating],
+    shares: NDArray[np.float32] | None,
+    share_colors: Sequence[str],
+    measures: EpisodeMeasures,
+    *,
+    top: float,
+) -> tuple[Band, ...]:
+    """Return the strips under the curves, from the top."""
+    bands: list[Band] = []
+    half = (x_of[1] - x_of[0]) / 2 if len(x_of) > 1 else 10.0
+    edges = np.clip(np.append(x_of - half, x_of[-1] + half), LEFT, WIDTH - RIGHT)
+    if shares is not None:
+        above = np.concatenate([np.zeros((len(shares), 1)), np.cumsum(shares, axis=1)], axis=1)
+        areas = []
+        for concept in np.flatnonzero(shares.max(axis=0) > 0):
+            ends = top + _SHARES_HEIGHT * above[:, [concept, concept + 1]]
+            areas.append((share_colors[int(concept)], _steps(edges, ends[:, 0], ends[:, 1])))
+        note = f"K = {shares.shape[1]}"
+        bands.append(Band(name="concepts", note=note, y=top, height=_SHARES_HEIGHT, areas=tuple(areas)))
+        top += _SHARES_HEIGHT + _BAND_GAP
+    if measures.changes is not None:
+        size = _CHANGES_HEIGHT
+        marks = tuple(
+            f"{x:.1f},{top:.1f} {x - size / 2:.1f},{top + size:.1f} {x + size / 2:.1f},{top + size:.1f}"
+            for x in x_of[list(measures.changes)]
+        )
+        note = measures.changes_site if marks else "none found"
+        bands.append(Band(name="changes", note=note, y=top, height=size, marks=marks))
+        top += size + _BAND_GAP
+    if measures.anomaly is not None:
+        score = np.nan_to_num(measures.anomaly, nan=0.0)
+        low = min(0.0, float(score.min()))
+        high = max(float(score.max()), measures.threshold or 0.0, low + 1e-9)
+        y = top + _ANOMALY_HEIGHT * (1 - (score - low) / (high - low))
+        limit = measures.threshold
+        bands.append(
+            Band(
+                name="anomaly",
+                note=measures.anomaly_site,
+                y=top,
+                height=_ANOMALY_HEIGHT,
+                areas=((None, _steps(edges, y, np.full(len(y), top + _ANOMALY_HEIGHT))),),
+                line_y=None
+                if limit is None
+                else round(top + _ANOMALY_HEIGHT * (1 - (limit - low) / (high - low)), 1),
+                alarm_x=None if measures.alarm is None else round(float(x_of[measures.alarm]), 1),
+            )
+        )
+    return tuple(bands)
+
+
+def _steps(edges: NDArray[np.floating], upper: NDArray[np.floating], lower: NDArray[np.floating]) -> str:
+    """Return the corners of an area between two step curves; `edges` has one entry more than they have."""
+    there = [f"{x:.1f},{y:.1f}" for i, y in enumerate(upper) for x in edges[i : i + 2]]
+    back = [f"{x:.1f},{y:.1f}" for i, y in reversed(list(enumerate(lower))) for x in edges[i : i + 2][::-1]]
+    return " ".join([*there, *back])
 
 
 def _nice_step(span: float) -> float:
@@ -202,8 +305,12 @@ def _event_marks(track: EpisodeTrack, x_of: np.ndarray) -> tuple[EventMark, ...]
     return tuple(marks)
 
 
-def _summary(track: EpisodeTrack) -> str:
+def _summary(track: EpisodeTrack, measures: EpisodeMeasures) -> str:
     events = ", ".join(f"{name} at step {step}" for name, step in track.events)
-    return f"Time line of episode {track.episode}, {len(track.items)} steps" + (
-        f"; {events}" if events else ""
-    )
+    parts = [f"Time line of episode {track.episode}, {len(track.items)} steps", events]
+    if measures.changes:
+        steps = ", ".join(str(track.steps[f]) for f in measures.changes)
+        parts.append(f"concepts change their course at {measures.changes_site} at steps {steps}")
+    if measures.alarm is not None:
+        parts.append(f"first alarm at {measures.anomaly_site} at step {track.steps[measures.alarm]}")
+    return "; ".join(part for part in parts if part)

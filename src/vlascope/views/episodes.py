@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,15 @@ from numpy.typing import NDArray
 from .chart import Chart, episode_chart
 from .choose import episodes_of, item_title, outcome_text
 from .describe import count
+from .measured import concept_shares, episode_measures
 from .pack import PanelView, TokenPack, region_boxes
 from .robot import MOVES, EpisodeTrack, action_pieces, answer_text, episode_track
 from .story import Concepts, episode_concepts, held_spans, named_region, object_regions, region_title
 from .style import css_color
 from .video import video
+
+if TYPE_CHECKING:
+    from ..measure import Finding
 
 _MASK = "segmentation"
 _HOW = {"label": "known from the episode's label", "instruction": "read from the instruction"}
@@ -60,11 +65,35 @@ class EpisodeTeller:
         site: Site of the videos and of the key frames.
         k: Number of clusters of the story.
         colors: uint8 [k, 3], their colours.
+        findings: What was measured about the run, see `vlascope.measure.saved`.
+        shares_k: Number of clusters whose shares the time line shows; None takes `k`.
     """
 
-    def __init__(self, pack: TokenPack, *, site: str, k: int, colors: NDArray[np.uint8]) -> None:
+    def __init__(
+        self,
+        pack: TokenPack,
+        *,
+        site: str,
+        k: int,
+        colors: NDArray[np.uint8],
+        findings: Sequence[Finding] = (),
+        shares_k: int | None = None,
+    ) -> None:
         self.pack, self.index, self.cut, self.run = pack, pack.index, pack.cut, pack.cut.run
         self.site, self.k, self.colors = site, k, colors
+        self.findings, self.shares_k = findings, shares_k or k
+        self.share_colors = [css_color(tuple(c)) for c in self.cut.cluster_colors(self.shares_k).tolist()]
+
+    def chart(self, track: EpisodeTrack) -> Chart | None:
+        """Return the time line of an episode."""
+        return episode_chart(
+            track,
+            shares=concept_shares(self.index, track.items, site=self.site, k=self.shares_k),
+            share_colors=self.share_colors,
+            measures=episode_measures(
+                self.findings, episode=track.episode, items=track.items, site=self.site
+            ),
+        )
 
     def tracks(self) -> list[EpisodeTrack]:
         """Return all episodes, failures first."""
@@ -76,22 +105,11 @@ class EpisodeTeller:
                 tracks.append(episode_track(self.run, episode=number, items=inside))
         return sorted(tracks, key=lambda t: (t.labels.get("success") is not False, t.episode))
 
-    def views(
-        self, tracks: Sequence[EpisodeTrack], *, n_videos: int, max_bytes: float
-    ) -> tuple[list[EpisodeView], list[str]]:
-        """Return the first `n_videos` episodes with videos of at most `max_bytes` together, and warnings."""
-        budget, warnings = max_bytes, []
+    def views(self, tracks: Sequence[EpisodeTrack], *, n_videos: int) -> list[EpisodeView]:
+        """Return the first `n_videos` episodes with their videos."""
         shown: list[EpisodeView] = []
         for track in tracks[: max(0, n_videos)]:
             clip = video(self.cut, episode=track.episode, site=self.site)
-            size = len(clip.data) * 4 / 3
-            uri = clip.data_uri() if size <= budget else None
-            if uri is None:
-                warnings.append(
-                    f"The video of episode {track.episode} is left out: the page would be too large."
-                )
-            else:
-                budget -= size
             known = track.labels.get("success") is not None
             shown.append(
                 EpisodeView(
@@ -100,15 +118,15 @@ class EpisodeTeller:
                     outcome=outcome_text(track.labels) if known else "",
                     failed=track.labels.get("success") is False,
                     facts=tuple(self._episode_facts(track)),
-                    video=uri,
+                    video=clip.data_uri(),
                     poster=clip.poster_uri(),
                     video_fps=clip.fps,
                     video_wh=(clip.width, clip.height),
                     n_steps=len(track.items),
-                    chart=episode_chart(track),
+                    chart=self.chart(track),
                 )
             )
-        return shown, warnings
+        return shown
 
     def _episode_facts(self, track: EpisodeTrack) -> list[tuple[str, str]]:
         n = len(track.items)
@@ -184,7 +202,7 @@ class EpisodeTeller:
                 video_fps=1.0,
                 video_wh=(16, 9),
                 n_steps=len(track.items),
-                chart=episode_chart(track),
+                chart=self.chart(track),
             )
         regions = object_regions(self.run, track.items, mask=_MASK)
         named, how = named_region(track.prompt, track.labels, regions)

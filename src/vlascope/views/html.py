@@ -39,13 +39,16 @@ def asset(name: str) -> str:
     return (files("vlascope.views") / "templates" / name).read_text(encoding="utf-8")
 
 
-def png_uri(rgb_hw3: NDArray[np.uint8], *, alpha_hw: NDArray[np.bool_] | None = None) -> str:
-    """Return a small image as a data: URI (PNG); False in `alpha_hw` is transparent."""
+def png_uri(
+    rgb_hw3: NDArray[np.uint8], *, alpha_hw: NDArray[np.bool_] | NDArray[np.uint8] | None = None
+) -> str:
+    """Return a small image as a data: URI (PNG); False (or 0, of 255) in `alpha_hw` is transparent."""
     from PIL import Image
 
     pixels = rgb_hw3
-    if alpha_hw is not None and not alpha_hw.all():
-        pixels = np.dstack([rgb_hw3, np.where(alpha_hw, 255, 0).astype(np.uint8)])
+    if alpha_hw is not None and not (alpha_hw.dtype == np.bool_ and alpha_hw.all()):
+        alpha = alpha_hw if alpha_hw.dtype == np.uint8 else np.where(alpha_hw, 255, 0).astype(np.uint8)
+        pixels = np.dstack([rgb_hw3, alpha])
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -43,6 +43,17 @@ class BoxView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeatView:
+    """A shade laid over an image: dark where something is low. Places are % of the image."""
+
+    src: str
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class PanelView:
     """An image with patch grids and boxes over it."""
 
@@ -52,6 +63,7 @@ class PanelView:
     where: str
     grids: tuple[GridView, ...] = ()
     boxes: tuple[BoxView, ...] = ()
+    heats: tuple[HeatView, ...] = ()
 
 
 class TokenPack:
@@ -131,16 +143,14 @@ class TokenPack:
             boxes=tuple(boxes),
         )
 
-    def data(self, *, ks: Sequence[int], max_bytes: int) -> dict[str, object] | None:
-        """Return the packed tokens for the page's script; None when they would exceed `max_bytes`.
+    def data(self, *, ks: Sequence[int]) -> dict[str, object]:
+        """Return the packed tokens for the page's script.
 
         Rows of the eigenvectors are scaled to unit length and rounded to 1/127, so that an inner product is a
         cosine similarity; a patch that was not cut is a row of zeros.
         """
         cut = self.cut
         n_eig = cut.eigvecs.shape[1]
-        if self._size * (n_eig + len(ks)) * 4 / 3 > max_bytes:
-            return None
         rows = np.concatenate(self._rows) if self._rows else np.zeros(0, np.int64)
         vectors = np.asarray(cut.eigvecs, np.float32)[np.maximum(rows, 0)]
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)

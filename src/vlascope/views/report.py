@@ -13,12 +13,15 @@ import numpy as np
 
 from .._version import __version__
 from ..errors import InputError, StorageError
-from ..files import write_text
+from ..files import write_bytes, write_text
 from .choose import choose_items, episodes_of, item_note, item_title
 from .describe import count, footer, health_value, model_name, model_revision, picture_params, sampled_share
 from .episodes import EpisodeTeller
+from .figures import LAYER_HEIGHT, LAYER_WIDTH, ROW_HEIGHT, ROW_WIDTH, finding_view
+from .folder import take_apart
 from .grid import split_names
 from .html import asset, render
+from .latents import SPARK_HEIGHT, SPARK_WIDTH, cards_view, find_cards
 from .pack import PanelView, TokenPack
 from .picture import params_json
 from .style import css_color
@@ -32,12 +35,11 @@ if TYPE_CHECKING:
     from ..spectral.cut import CutResult
 
 MAX_BYTES = 25_000_000
-"""Largest page: it still opens at once and can be sent by mail."""
+"""Largest page: it still opens at once and can be sent by mail. A larger one becomes a folder."""
 
 MAX_GRID_ROWS = 6
 """Rows of the summary grid; the layer strip shows all chosen items."""
 
-_VIDEO_SHARE, _VECTOR_SHARE = 0.5, 0.3
 _MASK = "segmentation"
 
 
@@ -46,19 +48,29 @@ class Report:
     """A finished report.
 
     Attributes:
-        html: The whole page; it needs nothing from outside.
+        html: The page; it needs nothing from outside but `files`.
         title: Plain text.
         params: What it shows and how that was computed.
         warnings: The warnings that the page shows.
+        files: What must lie beside the page, by name, when it is too large for one file; else empty.
     """
 
     html: str
     title: str
     params: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the page and the files beside it."""
+        return len(self.html.encode()) + sum(map(len, self.files.values()))
 
     def save(self, path: Path | str) -> Path:
-        """Write the page to `path` (.html) and return it.
+        """Write the page to `path` (.html) and return the file to open.
+
+        A page above 25 MB becomes a folder: "report.html" is then "report/index.html", with its pictures, videos and
+        tokens beside it. It opens without a server, too; copy the whole folder.
 
         Raises:
             InputError: another file name extension.
@@ -67,15 +79,28 @@ class Report:
         path = Path(path)
         if path.suffix.lower() not in (".html", ".htm"):
             raise InputError(f"cannot save a report as '{path.name}': the name must end in .html.")
-        return write_text(path, self.html)
+        if not self.files:
+            return write_text(path, self.html)
+        folder = path.with_suffix("")
+        for name, data in self.files.items():
+            write_bytes(folder / name, data)
+        for old in (folder / "media").glob("*"):  # of an earlier page at the same place
+            if f"media/{old.name}" not in self.files:
+                old.unlink()
+        return write_text(folder / "index.html", self.html)
 
     def _repr_html_(self) -> str:
         import html
 
+        if self.files:
+            return (
+                f"<p>This report has {self.size_bytes / 1e6:.0f} MB, too much for a notebook: "
+                "<code>.save('report.html')</code> writes it as a folder.</p>"
+            )
         return f'<iframe style="width:100%;height:80vh;border:0" srcdoc="{html.escape(self.html)}"></iframe>'
 
     def __repr__(self) -> str:
-        return f"Report({self.title!r}, {len(self.html) / 1e6:.1f} MB)"
+        return f"Report({self.title!r}, {self.size_bytes / 1e6:.1f} MB)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +192,8 @@ class _Builder:
     ) -> None:
         if n_items < 1:
             raise InputError(f"n_items is {n_items}; a report needs at least 1.")
+        from ..measure import saved
+
         self.cut, self.word_cut, self.run = cut, word_cut, cut.run
         self.index = TokenIndex(cut)
         self.site = self.index.default_site() if site is None else self.index.check_site(site)
@@ -183,6 +210,7 @@ class _Builder:
         self.pack = TokenPack(self.index)
         self.items = choose_items(self.run, n=n_items, among=self.index.items_of(self.site))
         self.warnings: list[str] = []
+        self.findings = saved(self.run)
         self.colors = {k: cut.cluster_colors(k) for k in self.ks}
         self.params = picture_params(
             cut, view="report", sites=cut.sites, site=self.site, k=self.k, items=self.items
@@ -190,10 +218,16 @@ class _Builder:
 
     def build(self) -> Report:
         """Return the finished page."""
-        teller = EpisodeTeller(self.pack, site=self.site, k=self.k, colors=self.colors[self.k])
+        teller = EpisodeTeller(
+            self.pack,
+            site=self.site,
+            k=self.k,
+            colors=self.colors[self.k],
+            findings=self.findings,
+            shares_k=self.ks[len(self.ks) // 2],
+        )
         tracks = teller.tracks()
-        episodes, warnings = teller.views(tracks, n_videos=self.n_videos, max_bytes=MAX_BYTES * _VIDEO_SHARE)
-        self.warnings += warnings
+        episodes = teller.views(tracks, n_videos=self.n_videos)
         story = teller.story(tracks, episodes)
         told = story.episode.number if story else None
         grid_rows, strip_rows = self._grid_rows(), self._strip_rows()
@@ -201,12 +235,8 @@ class _Builder:
         overlap = self._overlap()
         self._warn_about_run()
         title = f"{model_name(self.run)} on {self._data_name()}"
-        data = self.pack.data(ks=self.ks, max_bytes=int(MAX_BYTES * _VECTOR_SHARE))
-        if data is None:
-            self.warnings.append(
-                "This page shows too many tokens to carry their eigenvectors: clicking for similarity is off. "
-                "Make the report with fewer items to have it."
-            )
+        dictionaries = [cards_view(self.pack, facts) for facts in find_cards(self.run)]
+        data = self.pack.data(ks=self.ks)
         groups, columns = split_names(self.index.patch_sites())
         html = render(
             "report.html.j2",
@@ -232,18 +262,22 @@ class _Builder:
             words_note=WORDS_NOTE[self.word_cut is not None],
             overlap=overlap,
             overlap_rows=sorted(overlap.by_name().items()) if overlap else [],
+            findings=[finding_view(finding) for finding in self.findings],
+            row_width=ROW_WIDTH,
+            row_height=ROW_HEIGHT,
+            layer_wh=(LAYER_WIDTH, LAYER_HEIGHT),
+            dictionaries=dictionaries,
+            spark_wh=(SPARK_WIDTH, SPARK_HEIGHT),
             warnings=self.warnings,
             commands=self._commands(),
             images=self.pack.images,
             data=data,
             footer=footer(self.params),
         )
+        files: dict[str, bytes] = {}
         if len(html.encode()) > MAX_BYTES:
-            raise InputError(
-                f"the report would be {len(html.encode()) / 1e6:.0f} MB; a page has at most {MAX_BYTES / 1e6:.0f} MB. "
-                "Show fewer items (n_items) or videos (n_videos), or cut fewer sites."
-            )
-        return Report(html=html, title=title, params=self.params, warnings=tuple(self.warnings))
+            html, files = take_apart(html)
+        return Report(html=html, title=title, params=self.params, warnings=tuple(self.warnings), files=files)
 
     # ---- what was run -------------------------------------------------------------------------------------
 

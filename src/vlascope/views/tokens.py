@@ -13,6 +13,7 @@ from ..models.layout import KINDS
 
 if TYPE_CHECKING:
     from ..palette import SavedCut
+    from ..runs import TokenTable
 
 Upsample = Literal["nearest", "smooth"]
 PATCH = KINDS.index("patch")
@@ -159,14 +160,9 @@ class TokenIndex:
         for key in sorted(set(zip(camera.tolist(), tile.tolist(), strict=True))):
             here = (camera == key[0]) & (tile == key[1])
             row, col = np.asarray(table.row)[rows[here]], np.asarray(table.col)[rows[here]]
-            box = np.asarray(table.box)[rows[here]].astype(np.float64)
             index_rc = np.full((int(row.max()) + 1, int(col.max()) + 1), -1, np.int64)
             index_rc[row, col] = index[here]
-            # Every patch of a grid has the same size, so any one of them fixes the whole frame.
-            width, height = np.median(box[:, 2] - box[:, 0]), np.median(box[:, 3] - box[:, 1])
-            x0 = float(np.median(box[:, 0] - col * width))
-            y0 = float(np.median(box[:, 1] - row * height))
-            frame = (x0, y0, x0 + index_rc.shape[1] * float(width), y0 + index_rc.shape[0] * float(height))
+            frame = grid_frame(table, rows[here], shape=index_rc.shape)
             grids.append(PatchGrid(camera=key[0], tile=key[1], index_rc=index_rc, frame=frame))
         return grids
 
@@ -185,6 +181,24 @@ class TokenIndex:
             index=index[order],
             positions=positions[order].astype(np.int64),
         )
+
+
+def grid_frame(
+    table: TokenTable, rows: NDArray[np.int64], *, shape: tuple[int, ...]
+) -> tuple[float, float, float, float]:
+    """Return x0, y0, x1, y1 in pixels of the image: what a patch grid covers.
+
+    Args:
+        table: The tokens of a layout.
+        rows: Rows of the table that are patches of one image and crop.
+        shape: (rows, cols) of the grid.
+    """
+    box = np.asarray(table.box)[rows].astype(np.float64)
+    row, col = np.asarray(table.row)[rows], np.asarray(table.col)[rows]
+    # Every patch of a grid has the same size, so any one of them fixes the whole frame.
+    width, height = np.median(box[:, 2] - box[:, 0]), np.median(box[:, 3] - box[:, 1])
+    x0, y0 = float(np.median(box[:, 0] - col * width)), float(np.median(box[:, 1] - row * height))
+    return x0, y0, x0 + shape[1] * float(width), y0 + shape[0] * float(height)
 
 
 def paint(
