@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
 import os
 import threading
 import time
@@ -45,6 +46,20 @@ def cost(call: Callable[[], Any]) -> Cost:
         done.set()
         watcher.join()
     return Cost(value, seconds, (peak[0] - before) / 1e9)
+
+
+def fresh_gigabytes(task: Callable[[], Callable[[], Any]]) -> float:
+    """Return the memory that a call takes in a process of its own, in GB.
+
+    In a process that has done other things the heap's leftovers blur the number. `task` (a function of a module, or
+    a `functools.partial` of one) is called in the new process, prepares and warms up, and returns what to measure.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_fresh, (task,))
+
+
+def _fresh(task: Callable[[], Callable[[], Any]]) -> float:
+    return cost(task()).gigabytes
 
 
 def release() -> None:

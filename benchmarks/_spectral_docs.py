@@ -84,7 +84,7 @@ def _speed(rows: Rows) -> str:
     out = [
         "## Time and memory, 768 dimensions, 20 eigenvectors",
         "",
-        'Memory is the growth of the process beyond the input, the result included. "128 MiB" is '
+        'Memory is the growth of a fresh process beyond the input, the result included. "128 MiB" is '
         "`memory_limit=128 * 2**20`.",
         "",
         "| rows | vlascope | 128 MiB | ncut_pytorch | times faster | bound | 128 MiB faster | GB | GB, 128 MiB | "
