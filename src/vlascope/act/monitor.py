@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, nearest_text
 from ..models.layout import KINDS
 from ..sae import MatryoshkaSAE
+from ..sae.stream import read_rows
 from .monitor_detectors import Detector, SAEError
 from .monitor_thresholds import RULES, Rate, Rule, Thresholds
 
@@ -33,7 +34,6 @@ class Patches:
         position: int64 [p], rows in the site's layout.
         row, col, camera: int64 [p], place in the camera's patch grid.
         box: float32 [p, 4], x0, y0, x1, y1 in pixels of the image.
-        n_tokens: Tokens that a layout has at least.
     """
 
     position: NDArray[np.int64]
@@ -44,13 +44,6 @@ class Patches:
 
     def __len__(self) -> int:
         return len(self.position)
-
-    def same_places(self, other: Patches) -> bool:
-        """Whether both watch the same rows of tokens and the same places of the grids."""
-        return all(
-            np.array_equal(getattr(self, name), getattr(other, name))
-            for name in ("position", "row", "col", "camera")
-        )
 
     def of_camera(self, camera: int) -> NDArray[np.int64]:
         """Return which patches a camera has."""
@@ -390,10 +383,16 @@ def episode_tokens(run: Run, site: str, items: NDArray[np.int64], patches: Patch
     table, acts = run.tokens(run.site(site).layout), run.acts(site)
     out = np.empty((len(items), len(patches), acts.shape[1]), np.float32)
     for i, item in enumerate(items):
-        if not patches.same_places(patches_of(run, site, item=int(item))):
+        rows = table.rows_of(int(item))
+        found = np.flatnonzero(table.kind[rows] == KINDS.index("patch")) + rows.start
+        same = np.array_equal(found - rows.start, patches.position) and all(
+            np.array_equal(getattr(table, name)[found], getattr(patches, name))
+            for name in ("row", "col", "camera")
+        )
+        if not same:
             raise InputError(
                 f"the patches of item '{run.items[int(item)].item_id}' lie elsewhere than those that the monitor "
                 "watches (another image size, camera or prompt form); use one monitor per form."
             )
-        out[i] = acts[patches.position + table.rows_of(int(item)).start]
+        out[i] = read_rows(acts, found)
     return out

@@ -138,6 +138,30 @@ VERBS = (
         ),
     ),
     Verb(
+        "monitor",
+        "stop a model that no longer sees what it knows: fit, score, watch",
+        verbs=(
+            Verb(
+                "fit",
+                "learn from clean episodes what tokens usually look like",
+                "monitor_fit",
+                "vlascope monitor fit runs/clean DICTIONARY",
+            ),
+            Verb(
+                "score",
+                "which episodes raise an alarm: when, where, at which level",
+                "monitor_score",
+                "vlascope monitor score runs/new MONITOR",
+            ),
+            Verb(
+                "watch",
+                "let a model act in the simulator until the monitor vetoes",
+                "monitor_watch",
+                "vlascope monitor watch mini-vla MONITOR --episodes 20",
+            ),
+        ),
+    ),
+    Verb(
         "semantics",
         "words beside patches: which patches a noun of the prompt points at",
         "semantics",

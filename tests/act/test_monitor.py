@@ -1,0 +1,358 @@
+"""The monitor on planted tokens: it alarms where, when and at the level that was planted, and not on clean episodes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.runs.fakes import COLS, ROWS, ArraySource, FakeModel, make_item
+from vlascope.act.monitor import Monitor, episode_tokens, episodes_of, largest_group, patches_of, top_mean
+from vlascope.act.monitor_evaluate import (
+    Watched,
+    evaluate_attack,
+    mask_patches,
+    patch_iou,
+    weighted_auroc,
+)
+from vlascope.act.monitor_fit import deal, fit_monitor
+from vlascope.act.monitor_report import score_run
+from vlascope.act.monitor_store import DICTIONARY_NAME, MONITOR_NAME, TENSORS_NAME, load_monitor, save_monitor
+from vlascope.act.watcher import Watcher
+from vlascope.cli import main
+from vlascope.errors import InputError, RunNotFoundError, RunVersionError, SiteNotFoundError
+from vlascope.items.item import Item
+from vlascope.runs import Run, capture
+from vlascope.sae import Checkpoint, SAEConfig, SAETrainer, TrainConfig, load_sae, run_origin, save_sae
+
+SITE, D, STEPS = "vision.1", 7, 7
+WRONG = [1 * COLS + 3, 1 * COLS + 4, 2 * COLS + 3]  # neighbouring patches of the 3 x 5 grid
+ONSET = 3
+TASKS = ("pick", "place")
+
+
+@lru_cache
+def atoms() -> np.ndarray:
+    """Four directions of which clean tokens are made, and a fifth that they never take, float32 [5, 7]."""
+    q = np.linalg.qr(np.random.default_rng(0).normal(size=(D, 5)))[0].T
+    return np.ascontiguousarray(q, np.float32)
+
+
+class Planted(FakeModel):
+    """Tokens are sums of two atoms; a label "wrong" adds the strange direction to some patches."""
+
+    def values(self, item: Item, site: str, n_tokens: int) -> np.ndarray:
+        rng = np.random.default_rng([item.labels["n"], len(site)])
+        noise = 0.05 * rng.normal(size=(n_tokens, 7 if site == SITE else 11))
+        if site != SITE:
+            return noise.astype(np.float32)
+        weights = np.zeros((n_tokens, 5), np.float32)
+        chosen = np.argsort(rng.random((n_tokens, 4)), axis=1)[:, :2]
+        np.put_along_axis(weights, chosen, 1 + rng.random((n_tokens, 2)), axis=1)
+        if item.labels["wrong"]:
+            weights[1 + np.array(WRONG), 4] = 2.0  # the first token is the class token
+        return (3.0 + weights @ atoms() + noise).astype(np.float32)
+
+
+class Episodes(ArraySource):
+    """Episodes of 7 steps from number `first` on, of two tasks in turn; those in `wrong` go wrong at step 3."""
+
+    def __init__(self, n: int, *, first: int = 0, wrong: bool = False) -> None:
+        super().__init__(n * STEPS, version=f"{first}{wrong}")
+        self.first, self.wrong = first * STEPS, wrong
+
+    def read(self, index: int) -> Item:
+        item = make_item(index + self.first)
+        assert item.episode is not None
+        labels = {
+            "n": index + self.first,
+            "sim_task": TASKS[item.episode % 2],
+            "wrong": self.wrong and item.episode % 3 == 0 and item.step >= ONSET,
+        }
+        return replace(item, labels=labels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("monitor")
+    for name, source in (
+        ("clean", Episodes(110)),
+        ("fresh", Episodes(30, first=200)),
+        ("wrong", Episodes(30, first=300, wrong=True)),
+    ):
+        capture(Planted(), source, sites=[SITE, "language.0"], out=path / name, respond=False, quiet=True)
+    run = Run.open(path / "clean")
+    x = torch.from_numpy(np.asarray(run.acts(SITE)[:4000], np.float32))
+    trainer = SAETrainer(
+        SAEConfig(d_in=D, n_latents=12, k=2, levels=(4,)),
+        TrainConfig(batch=256, lr=5e-3),
+        n_steps=250,
+        sample_td=x,
+    )
+    order = torch.Generator().manual_seed(0)
+    for _ in range(250):
+        trainer.step(x[torch.randint(0, len(x), (256,), generator=order)])
+    save_sae(trainer.sae, path / "sae", origin=run_origin(run, SITE), proof_td=x[:200].numpy())
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder) -> Checkpoint:
+    return load_sae(folder / "sae", run=Run.open(folder / "clean"))
+
+
+@pytest.fixture(scope="module")
+def monitor(folder, checkpoint) -> Monitor:
+    return fit_monitor(Run.open(folder / "clean"), checkpoint, alpha=0.1, quiet=True)
+
+
+@pytest.fixture
+def fresh(folder) -> Run:
+    return Run.open(folder / "fresh")
+
+
+@pytest.fixture
+def wrong(folder) -> Run:
+    return Run.open(folder / "wrong")
+
+
+def test_the_realised_rate_is_part_of_what_is_fitted(monitor):
+    assert monitor.by == "sim_task" and set(monitor.use("sae").thresholds) == {"pick|main", "place|main"}
+    counts = monitor.facts["n_episodes"]
+    assert list(counts) == ["reference", "calibration", "test"] and sum(counts.values()) == 110
+    assert counts["calibration"] == 44
+    for fitted in monitor.fitted.values():
+        rate = fitted.rate("frame")
+        assert rate.n == counts["test"] and rate.holds(0.1)
+        assert fitted.rate("sigma per frame").n == 7 * counts["test"]
+    rows = monitor.summary()
+    assert ("sae", "frame", "10.0%", monitor.use("sae").rate("frame").text()) in rows
+
+
+def test_alarms_come_when_where_and_at_the_level_that_was_planted(monitor, wrong, fresh):
+    found = score_run(monitor, wrong, label="wrong", quiet=True)
+    assert found.labelled is not None and not found.seen_before
+    assert found.labelled.auroc.value > 0.99 and found.labelled.auroc.interval[0] > 0.95
+    assert found.labelled.detected.share >= 0.8 and found.labelled.delay.value == 0
+    for one in found.episodes:
+        if one.labelled and one.step == ONSET:
+            patches = monitor.patches
+            places = {(int(patches.row[i]), int(patches.col[i])) for i in one.where.patches}
+            assert {(1, 3), (1, 4), (2, 3)} <= places and len(places) <= 5
+            x0, y0, x1, y1 = one.where.box
+            width, height = wrong.items[0].image_sizes[0][1], wrong.items[0].image_sizes[0][0]
+            assert x0 >= 0.5 * width and y0 >= 0.3 * height and x1 <= 1.01 * width and y1 <= 1.01 * height
+            assert one.where.level == 12, "the whole dictionary explained clean tokens best"
+    clean = score_run(monitor, fresh, quiet=True)
+    assert clean.alarms.n == 30 and clean.alarms.holds(0.1)
+    facts = json.dumps([found.to_json(), clean.to_json()], allow_nan=False)
+    assert "realised_false_alarms_when_fitted" in facts
+
+
+@pytest.mark.parametrize("detector", ["sae", "mahalanobis", "pca"])
+@pytest.mark.parametrize("rule", ["frame", "cusum", "both", "sigma"])
+def test_watching_step_by_step_equals_scoring_the_episode(monitor, wrong, detector, rule):
+    watcher = monitor.watcher(detector=detector, rule=rule)
+    assert isinstance(watcher, Watcher) and watcher.sites == (SITE,)
+    scored = score_run(monitor, wrong, detector=detector, rule=rule, quiet=True)
+    table = wrong.tokens("vision")
+    vetoed = 0
+    for items, expected in list(zip(episodes_of(wrong), scored.episodes, strict=True))[:9]:
+        watcher.start(expected.task, "main")
+        at = None
+        for step, item in enumerate(items):
+            veto = watcher.watch(step, {SITE: np.asarray(wrong.acts(SITE)[table.rows_of(int(item))])})
+            if veto is not None:
+                at = step
+                break
+        assert at == expected.step
+        if veto is not None:
+            vetoed += 1
+            assert veto.score > veto.threshold and veto.site == SITE and veto.box == expected.where.box
+            assert veto.details["realised_false_alarms"]["n"] > 0 and "stated 10.0%" in veto.reason
+            json.dumps(dict(veto.details), allow_nan=False)
+    assert vetoed
+
+
+def test_a_saved_monitor_is_the_same_and_refuses_what_does_not_belong(monitor, checkpoint, wrong, tmp_path):
+    path = save_monitor(monitor, tmp_path / "m", checkpoint=checkpoint)
+    again = load_monitor(path)
+    a, b = (score_run(one, wrong, rule="both", quiet=True).to_json() for one in (monitor, again))
+    assert a == b
+    assert again.summary() == monitor.summary()
+    text = (path / MONITOR_NAME).read_text()
+    assert str(tmp_path) not in text
+    other = capture(Planted(weights="w2"), Episodes(2), sites=[SITE], out=tmp_path / "other", quiet=True)
+    with pytest.raises(InputError, match=r"belongs to the weights of 'fake' \(w1\).*\(w2\)"):
+        score_run(again, other, quiet=True)
+    save_monitor(again, path, checkpoint=load_sae(path / DICTIONARY_NAME))  # onto itself
+    weights = path / DICTIONARY_NAME / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    tensors["W_dec"] = tensors["W_dec"].flip(0).contiguous()
+    save_file(tensors, weights)
+    with pytest.raises(InputError, match="is not the one that the monitor was fitted with"):
+        load_monitor(path)
+    facts = json.loads(text)
+    (path / MONITOR_NAME).write_text(json.dumps(facts | {"schema": 99}))
+    with pytest.raises(RunVersionError, match="format 99"):
+        load_monitor(path)
+    (path / MONITOR_NAME).write_text(text)
+    (path / TENSORS_NAME).write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_monitor(path)
+    with pytest.raises(RunNotFoundError, match="holds no monitor"):
+        load_monitor(tmp_path)
+
+
+def test_what_cannot_be_fitted_is_said(folder, checkpoint):
+    run = Run.open(folder / "clean")
+    few = [int(i) for group in episodes_of(run)[:20] for i in group]
+    with pytest.raises(InputError, match="task 'pick', camera 'main': got 4 calibration episodes"):
+        fit_monitor(run, checkpoint, items=few, quiet=True)
+    with pytest.raises(InputError, match="got 1 clean episodes; they do not suffice"):
+        fit_monitor(run, checkpoint, items=few[:7], alpha=0.5, quiet=True)
+    with pytest.raises(InputError, match="reference episodes have 14 frames; need at least 20"):
+        fit_monitor(run, checkpoint, items=few[: 7 * STEPS], alpha=0.5, quiet=True)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        fit_monitor(run, checkpoint, alpha=0, quiet=True)
+    with pytest.raises(InputError, match="share of patches"):
+        fit_monitor(run, checkpoint, top=0, quiet=True)
+    with pytest.raises(InputError, match="7 values of label 'n'"):
+        fit_monitor(run, checkpoint, by="n", quiet=True)
+    with pytest.raises(InputError, match="has 11"):
+        fit_monitor(run, checkpoint, site="language.0", quiet=True)
+    with pytest.raises(InputError, match="three positive ones"):
+        fit_monitor(run, checkpoint, shares=(1, 0, 1), quiet=True)
+    with pytest.raises(InputError, match="has no patches"):
+        patches_of(run, "language.0")
+
+
+def test_episodes_that_the_dictionary_was_trained_on_never_calibrate(folder, checkpoint):
+    run = Run.open(folder / "clean")
+    from vlascope.sae.train import same_split
+
+    origin = dict(checkpoint.origin)
+    origin["key"] = {"run": run.info["content_sha256"], "train": TrainConfig(held_out=0.5).to_json()}
+    own = replace(checkpoint, origin=origin)
+    groups = episodes_of(run)
+    parts = deal(run, own, groups, ["*"] * len(groups), shares=(0.3, 0.4, 0.3), seed=0)
+    held = set(same_split(run, origin).held_out.tolist())
+    trained = [not held.issuperset(groups[i].tolist()) for part in parts for i in part]
+    assert sum(trained) == len(parts[0]) and len(parts[1]) > len(parts[2]) > 0
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(groups)))
+    alike = fit_monitor(run, own, alpha=0.1, by=None, quiet=True)
+    assert set(alike.use("pca").thresholds) == {"*|main"}
+
+
+def test_bad_tokens_while_watching_are_refused(monitor, fresh):
+    watcher = monitor.watcher()
+    tokens = np.asarray(fresh.acts(SITE)[fresh.tokens("vision").rows_of(0)])
+    with pytest.raises(InputError, match="no episode was started"):
+        watcher.watch(0, {SITE: tokens})
+    with pytest.raises(InputError, match="no threshold for task 'juggle'"):
+        watcher.start("juggle", "main")
+    with pytest.raises(InputError, match="not on 'wrist'"):
+        watcher.start("pick", "wrist")
+    watcher.start("pick", "main")
+    for bad, words in (
+        ({}, "are missing"),
+        ({SITE: tokens[:9]}, "watches rows up to 15"),
+        ({SITE: tokens[:, :6]}, "7 channels"),
+        ({SITE: np.where(np.arange(7) == 2, np.nan, tokens)}, "NaN or infinite"),
+    ):
+        with pytest.raises(InputError, match=words):
+            watcher.watch(0, bad)
+    with pytest.raises(InputError, match="no detector 'see'"):
+        monitor.watcher(detector="see")
+    with pytest.raises(InputError, match="unknown rule"):
+        monitor.watcher(rule="vibes")  # type: ignore[arg-type]
+    with pytest.raises(SiteNotFoundError):
+        patches_of(fresh, "vision.9")
+
+
+def test_judging_attacks(monitor, wrong, fresh):
+    def watched(run: Run, n: int, onset: int | None) -> list[Watched]:
+        out = []
+        for group in episodes_of(run)[:n]:
+            if onset is not None and not run.items[int(group[-1])].labels["wrong"]:
+                continue
+            mask = np.zeros((STEPS, ROWS * COLS), bool)
+            mask[ONSET:, WRONG] = True
+            task = str(run.items[int(group[0])].labels["sim_task"])
+            tokens = episode_tokens(run, SITE, group, monitor.patches)
+            out.append(
+                Watched(f"{onset}{group[0]}", tokens, onset=onset, mask=mask if onset else None, task=task)
+            )
+        return out
+
+    clean, attacked = watched(fresh, 30, None), watched(wrong, 30, ONSET)
+    found = evaluate_attack(monitor, attack="strange", clean=clean, attacked=attacked, rule="both")
+    assert found.auroc.value > 0.99 and found.iou.value > 0.7 and found.delay.value == 0
+    assert found.detected.alarms + found.early.alarms == len(attacked)
+    assert found.false_alarms.n == 30 and len(found.row()) == 7
+    json.dumps(found.to_json(), allow_nan=False)
+    same = [replace(one, onset=ONSET) for one in clean]
+    nothing = evaluate_attack(monitor, attack="nothing", clean=clean, attacked=same)
+    assert 0.35 < nothing.auroc.value < 0.65 and nothing.detected.share < 0.4
+    with pytest.raises(InputError, match="need both"):
+        evaluate_attack(monitor, attack="none", clean=clean, attacked=clean)
+
+
+def test_auroc_equals_scikit_learn_with_weights_and_ties():
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    scores, truth, weights = rng.integers(0, 9, 200) / 3, rng.random(200) < 0.3, rng.integers(0, 4, 200)
+    expected = roc_auc_score(truth, scores, sample_weight=weights)
+    assert weighted_auroc(scores, truth, weights.astype(float)) == pytest.approx(expected)
+    assert np.isnan(weighted_auroc(scores, truth, np.where(truth, 1.0, 0.0)))
+
+
+def test_patches_and_masks(monitor):
+    patches = monitor.patches
+    width, height = float(patches.box[:, 2].max()), float(patches.box[:, 3].max())
+    mask = np.zeros((round(height), round(width)), bool)
+    x0, y0, x1, y1 = np.rint(patches.box[8]).astype(int)
+    mask[y0:y1, x0:x1] = True
+    assert np.flatnonzero(mask_patches(patches, mask)).tolist() == [8]
+    mask[:] = False
+    mask[y0, x0] = True  # smaller than any half patch: the most covered one stands for it
+    assert np.flatnonzero(mask_patches(patches, mask)).tolist() == [8]
+    assert not mask_patches(patches, np.zeros_like(mask)).any()
+    assert patch_iou(np.array([1, 1, 0], bool), np.array([0, 1, 1], bool)) == pytest.approx(1 / 3)
+    marked = np.array([0, 4, 8, 9, 14])
+    assert largest_group(patches, marked, np.ones(15)).tolist() == [4, 8, 9, 14]
+    high = np.ones(15)
+    high[0] = 50
+    assert largest_group(patches, marked, high).tolist() == [0]
+    assert top_mean(np.arange(15.0)[None], share=0.2).tolist() == [13.0]
+
+
+def test_the_verbs_state_the_realised_rate(folder, tmp_path, capsys):
+    out = str(tmp_path / "m")
+    words = ["monitor", "fit", str(folder / "clean"), str(folder / "sae"), "--alpha", "0.1", "-o", out, "-q"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "realised on clean episodes" in text and "mahalanobis" in text and out in text
+    assert main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["realised_false_alarms"]["sae"]["pick|main"]["frame"]["n"] > 0
+    score = ["monitor", "score", str(folder / "wrong"), out, "--label", "wrong", "-q"]
+    assert main([*score, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["labelled"]["auroc"]["value"] > 0.99 and facts["alarms_over"] == "clean episodes"
+    assert main(score) == 0
+    text = capsys.readouterr().out
+    assert "realised when fitted" in text and "3 of 7" in text
+    assert main(["monitor", "score", str(folder / "clean"), out, "-q"]) == 0
+    assert "fitted on this run" in capsys.readouterr().out
+    assert main(["monitor", "score", str(folder / "fresh"), out, "--label", "none", "-q"]) == 2
+    assert "has no label 'none'" in capsys.readouterr().err
+    assert main(["monitor", "score", str(folder / "fresh"), out, "--label", "wrong", "-q"]) == 2
+    assert "true in 0 of 30 episodes" in capsys.readouterr().err
