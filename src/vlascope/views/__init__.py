@@ -2,8 +2,20 @@
 
 from .grid import grid, strip
 from .picture import HtmlPiece, Picture, Video
+from .recording import save_recording
 from .report import Report, report
 from .video import video
 from .words import words
 
-__all__ = ["HtmlPiece", "Picture", "Report", "Video", "grid", "report", "strip", "video", "words"]
+__all__ = [
+    "HtmlPiece",
+    "Picture",
+    "Report",
+    "Video",
+    "grid",
+    "report",
+    "save_recording",
+    "strip",
+    "video",
+    "words",
+]

@@ -43,15 +43,20 @@ def png_uri(
     rgb_hw3: NDArray[np.uint8], *, alpha_hw: NDArray[np.bool_] | NDArray[np.uint8] | None = None
 ) -> str:
     """Return a small image as a data: URI (PNG); False (or 0, of 255) in `alpha_hw` is transparent."""
-    from PIL import Image
-
-    pixels = rgb_hw3
+    pixels: NDArray[Any] = rgb_hw3
     if alpha_hw is not None and not (alpha_hw.dtype == np.bool_ and alpha_hw.all()):
         alpha = alpha_hw if alpha_hw.dtype == np.uint8 else np.where(alpha_hw, 255, 0).astype(np.uint8)
         pixels = np.dstack([rgb_hw3, alpha])
+    return "data:image/png;base64," + base64.b64encode(png_bytes(pixels)).decode()
+
+
+def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
+    """Return uint8 [h, w, 3 or 4] as a PNG file."""
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def jpeg_uri(image_hw3: NDArray[np.uint8], *, max_side: int, quality: int = 88) -> str:
