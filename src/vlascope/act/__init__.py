@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from .dose import DoseResponse, dose_response
     from .edits import ModelEdit, Together
     from .effects import Baseline, Effect, baseline, effect, effect_results
+    from .knockout import Ablate, CutAttention, mean_values
     from .paired import Comparison, compare
+    from .patch import Pair, PatchingResult, make_pairs, patching
     from .rollout import ClosedLoop, Trial, closed_loop, play
     from .steer import (
         Redirected,
@@ -24,12 +26,16 @@ if TYPE_CHECKING:
     from .watcher import Veto, Watcher
 
 _LAZY = {
+    "Ablate": "knockout",
     "Baseline": "effects",
     "ClosedLoop": "rollout",
     "Comparison": "paired",
+    "CutAttention": "knockout",
     "DoseResponse": "dose",
     "Effect": "effects",
     "ModelEdit": "edits",
+    "Pair": "patch",
+    "PatchingResult": "patch",
     "Redirected": "steer",
     "SteerDirection": "steer",
     "SteerLatents": "steer",
@@ -45,19 +51,26 @@ _LAZY = {
     "effect": "effects",
     "effect_results": "effects",
     "latent_units": "steer",
+    "make_pairs": "patch",
     "mean_difference": "steer",
+    "mean_values": "knockout",
+    "patching": "patch",
     "play": "rollout",
     "random_directions": "steer",
     "random_latents": "steer",
 }
 
 __all__ = [
+    "Ablate",
     "Baseline",
     "ClosedLoop",
     "Comparison",
+    "CutAttention",
     "DoseResponse",
     "Effect",
     "ModelEdit",
+    "Pair",
+    "PatchingResult",
     "Redirected",
     "SteerDirection",
     "SteerLatents",
@@ -73,7 +86,10 @@ __all__ = [
     "effect",
     "effect_results",
     "latent_units",
+    "make_pairs",
     "mean_difference",
+    "mean_values",
+    "patching",
     "play",
     "random_directions",
     "random_latents",

@@ -158,6 +158,7 @@ class SteerLatents:
         """Return the edit to compare with: for "replace" the reconstruction unchanged; None where it is no edit."""
         return None if self.mode == "delta" else replace(self, latents=(), units=())
 
+    @torch.no_grad()
     def delta(self, x_btd: Tensor) -> Tensor:
         """Return what is added, [b, t, d], in "delta" mode's sense: the change of codes times decoder rows."""
         if not self.latents:

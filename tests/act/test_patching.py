@@ -1,0 +1,60 @@
+"""Activation patching: all comes back where all passes, nothing where nothing does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from vlascope.act import Pair, make_pairs, patching
+from vlascope.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def nouns(picks):
+    return make_pairs(picks, change="noun")
+
+
+def by_name(results):
+    return {r.name: r for r in results}
+
+
+def test_what_carries_everything_restores_everything(mini, nouns):
+    assert len(nouns) == 7 and nouns[0].corrupted.prompt == "pick up the blue object"
+    found = patching(
+        mini, nouns, sites=("language.0", "language.5"), kinds=("all", "text", "patch"), batch_size=4
+    )
+    restored = by_name(found.restored)
+    assert found.n_pairs == 7 and not found.skipped
+    # Pictures come before the words here: patches cannot know the noun, words hold all of it.
+    assert restored["language.0 / text"].value == pytest.approx(1.0, abs=1e-3)
+    assert restored["language.5 / all"].value == pytest.approx(1.0, abs=1e-3)
+    assert restored["language.0 / patch"].value == pytest.approx(0.0, abs=1e-3)
+    action = by_name(found.action)
+    assert action["language.0 / text / action"].value == pytest.approx(1.0, abs=1e-3)
+    assert action["language.0 / patch / action"].value == pytest.approx(0.0, abs=1e-3)
+    assert "comes back through" in found.verdict() and found.to_json()["n_pairs"] == 7
+
+
+def test_pictures_come_back_through_patches(mini, picks):
+    pairs = make_pairs(picks, change="image")
+    found = by_name(patching(mini, pairs, sites="language.0", kinds=("patch", "last")).restored)
+    assert found["language.0 / patch"].value > 0.7 > found["language.0 / last"].value
+    assert found["language.0 / patch"].controls["another pair's"] < 0.3
+
+
+def test_pairs_with_other_tokens_are_left_out(mini, picks, nouns):
+    longer = dataclasses.replace(picks[0], prompt="pick up the left red object", item_id="longer")
+    with pytest.raises(InputError, match="equally many tokens"):
+        patching(mini, [Pair(picks[0], longer)], sites="language.0")
+    found = patching(mini, [*nouns[:2], Pair(picks[0], longer)], sites="language.0", kinds=("last",))
+    assert found.n_pairs == 2 and "other tokens" in found.skipped[0]
+    assert found.restored[0].value is None and "need 5" in found.restored[0].reason
+    assert "cannot say" in found.verdict()
+
+
+def test_what_cannot_be_changed_makes_no_pair(picks):
+    words = [dataclasses.replace(picks[0], prompt="hello")]
+    assert make_pairs(words, change="noun") == [] == make_pairs(words, change="image")
+    with pytest.raises(InputError, match="noun, verb or image"):
+        make_pairs(picks, change="colour")
