@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .breaking import Break, BreakResult, find_breaks
     from .dose import DoseResponse, dose_response
     from .edits import ModelEdit, Together
     from .effects import Baseline, Effect, baseline, effect, effect_results
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from .paired import Comparison, compare
     from .patch import Pair, PatchingResult, make_pairs, patching
     from .rollout import ClosedLoop, Trial, closed_loop, play
+    from .saved import load_direction, save_direction
+    from .several import knockouts
     from .steer import (
         Redirected,
         SteerDirection,
@@ -24,10 +27,13 @@ if TYPE_CHECKING:
         random_latents,
     )
     from .watcher import Veto, Watcher
+    from .words import word_direction
 
 _LAZY = {
     "Ablate": "knockout",
     "Baseline": "effects",
+    "Break": "breaking",
+    "BreakResult": "breaking",
     "ClosedLoop": "rollout",
     "Comparison": "paired",
     "CutAttention": "knockout",
@@ -50,7 +56,10 @@ _LAZY = {
     "dose_response": "dose",
     "effect": "effects",
     "effect_results": "effects",
+    "find_breaks": "breaking",
+    "knockouts": "several",
     "latent_units": "steer",
+    "load_direction": "saved",
     "make_pairs": "patch",
     "mean_difference": "steer",
     "mean_values": "knockout",
@@ -58,11 +67,15 @@ _LAZY = {
     "play": "rollout",
     "random_directions": "steer",
     "random_latents": "steer",
+    "save_direction": "saved",
+    "word_direction": "words",
 }
 
 __all__ = [
     "Ablate",
     "Baseline",
+    "Break",
+    "BreakResult",
     "ClosedLoop",
     "Comparison",
     "CutAttention",
@@ -85,7 +98,10 @@ __all__ = [
     "dose_response",
     "effect",
     "effect_results",
+    "find_breaks",
+    "knockouts",
     "latent_units",
+    "load_direction",
     "make_pairs",
     "mean_difference",
     "mean_values",
@@ -93,6 +109,8 @@ __all__ = [
     "play",
     "random_directions",
     "random_latents",
+    "save_direction",
+    "word_direction",
 ]
 
 

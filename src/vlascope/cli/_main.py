@@ -174,6 +174,36 @@ VERBS = (
         "vlascope attribute mini-vla demo:pick --dof dy",
     ),
     Verb(
+        "steer",
+        "push latents or directions and measure what the answers do",
+        "steer",
+        "vlascope steer mini-vla demo:pick --site language.1 --words red blue",
+    ),
+    Verb(
+        "knockout",
+        "cut attention or remove modules: how far do the actions move",
+        "knockout",
+        "vlascope knockout mini-vla demo:pick --cut text:action patch:action",
+    ),
+    Verb(
+        "patch",
+        "restore one layer after a changed word or picture: what comes back",
+        "patch",
+        "vlascope patch mini-vla demo:pick --change noun",
+    ),
+    Verb(
+        "rollout",
+        "let a model act in closed loop with and without a change, in pairs",
+        "rollout",
+        "vlascope rollout mini-vla --cut text:action",
+    ),
+    Verb(
+        "break",
+        "search the smallest change of scene or wording that makes a model fail",
+        "break",
+        "vlascope break mini-vla --scenes 3",
+    ),
+    Verb(
         "label",
         "list episodes, record success, failure or drop, write out those to keep",
         "label",
