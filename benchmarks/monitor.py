@@ -35,6 +35,7 @@ from vlascope.act.monitor_attacks import (
 )
 from vlascope.act.monitor_evaluate import Watched, evaluate_attack, mask_patches
 from vlascope.act.monitor_fit import fit_facts, fit_monitor
+from vlascope.errors import RunIncompleteError, RunNotFoundError
 from vlascope.files import read_json, write_json
 from vlascope.items.item import Item
 from vlascope.models import Model, VLAPolicy
@@ -80,15 +81,19 @@ def make_run(model: Model, folder: Path, *, n: int, sites: Sequence[str]) -> Run
     """Return a run of episodes that the model played, made or resumed in `folder`."""
     if not (folder / "episodes" / "meta").is_dir():
         write_episodes(folder / "episodes", play(model, n=n, seed=FIT_SEED), video=False, force=True)
-    return vs.capture(
-        model,
-        vs.items(folder / "episodes"),
-        sites=sites,
-        out=folder / "run",
-        respond=False,
-        quiet=True,
-        resume=(folder / "run").is_dir(),
-    )
+    out = folder / "run"
+    try:
+        return Run.open(out)
+    except (RunNotFoundError, RunIncompleteError):
+        return vs.capture(
+            model,
+            vs.items(folder / "episodes"),
+            sites=sites,
+            out=out,
+            respond=False,
+            quiet=True,
+            resume=out.is_dir(),
+        )
 
 
 def items_of(episode: Episode, frames: np.ndarray, start: int = 0) -> list[Item]:
@@ -364,6 +369,7 @@ def main() -> None:
     parser.add_argument("--site", default=SITE)
     parser.add_argument("--episodes", type=int, default=320)
     parser.add_argument("--test-episodes", type=int, default=50)
+    parser.add_argument("--pgd-episodes", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=400_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
