@@ -12,8 +12,11 @@ const hash = (data) => createHash("sha256").update(data).digest("hex");
 
 mkdirSync(out, { recursive: true });
 await build({
-  entryPoints: [join(here, "src", "main.ts"), join(here, "src", "app.css")],
-  entryNames: "app",
+  entryPoints: [
+    { in: join(here, "src", "main.ts"), out: "app" },
+    { in: join(here, "src", "app.css"), out: "app" },
+    { in: join(here, "src", "notebook.ts"), out: "notebook" },
+  ],
   outdir: out,
   bundle: true,
   minify: true,
@@ -26,7 +29,7 @@ await build({
 for (const name of ["index.html", "icon.svg"]) writeFileSync(join(out, name), readFileSync(join(here, "src", name)));
 
 const sources = readdirSync(join(here, "src")).sort();
-const built = ["app.css", "app.js", "icon.svg", "index.html"];
+const built = ["app.css", "app.js", "icon.svg", "index.html", "notebook.js"];
 const record = {
   esbuild: version,
   sources: Object.fromEntries(sources.map((name) => [name, hash(readFileSync(join(here, "src", name)))])),

@@ -3,8 +3,39 @@ import type { AppState, Click, Episode, Items, Layout, Measured, Ref, Reviews, R
 
 export class Refused extends Error {}
 
+/** In a notebook the page has no server of its own: it asks the kernel, through the frame around it. */
+let kernel: MessagePort | null = null;
+const asked = new Map<string, (answer: Response) => void>();
+
+export function connect(): Promise<void> {
+  return new Promise((done) => {
+    addEventListener("message", (event) => {
+      if (event.data !== "vlascope" || !event.ports[0]) return;
+      kernel = event.ports[0];
+      kernel.onmessage = ({ data }: MessageEvent<{ id: string; status: number; type: string; body: ArrayBuffer }>) => {
+        asked.get(data.id)?.(new Response(data.body, { status: data.status, headers: { "content-type": data.type } }));
+        asked.delete(data.id);
+      };
+      done();
+    });
+    parent.postMessage("vlascope-ready", "*");
+  });
+}
+
+function askKernel(url: string, init?: RequestInit): Promise<Response> {
+  return new Promise((done, refuse) => {
+    const id = `${performance.timeOrigin}-${Math.random()}`;
+    asked.set(id, done);
+    init?.signal?.addEventListener("abort", () => {
+      asked.delete(id);
+      refuse(new DOMException("no longer wanted", "AbortError"));
+    });
+    kernel!.postMessage({ id, url, method: init?.method ?? "GET", body: init?.body ?? "" });
+  });
+}
+
 async function ask(url: string, init?: RequestInit): Promise<Response> {
-  const answer = await fetch(url, { credentials: "same-origin", ...init });
+  const answer = kernel ? await askKernel(url, init) : await fetch(url, { credentials: "same-origin", ...init });
   if (answer.ok) return answer;
   const text = await answer.text();
   let message = `the server answered ${answer.status}`;
@@ -50,6 +81,21 @@ export const getMeasured = (run: RunInfo, number: number) =>
   json<Measured>(`/api/runs/${run.key}/episodes/${number}/measured`);
 export const getLayout = (run: RunInfo, name: string) => json<Layout>(`/api/runs/${run.key}/layout?${query({ name })}`);
 export const imageUrl = (run: RunInfo, item: number, camera: number) => `/api/runs/${run.key}/images/${item}/${camera}`;
+
+/** Let an element show an image of a run. */
+export function showImage(image: HTMLImageElement, url: string): void {
+  if (!kernel) {
+    image.src = url;
+    return;
+  }
+  ask(url).then((answer) => answer.blob()).then(
+    (data) => {
+      image.src = URL.createObjectURL(data);
+    },
+    () => image.dispatchEvent(new Event("error")),
+  );
+}
+
 export const getReviews = () => json<Reviews>("/api/reviews");
 export const addReview = (id: string, review: Verdict, reason: string) =>
   json<Reviews>("/api/reviews", post({ id, review, reason }));

@@ -108,7 +108,7 @@ export class Data {
       image = new Image();
       image.onload = this.arrived;
       image.onerror = () => this.failed("an image could not be read");
-      image.src = url;
+      api.showImage(image, url);
       this.images.set(url, image);
       if (this.images.size > 400) this.images.delete(this.images.keys().next().value!);
     }

@@ -1,5 +1,5 @@
 // The left side: episodes (or single images), what is known of them, and what a person says about them.
-import { addReview, getReviews, imageUrl } from "./api";
+import { addReview, getReviews, imageUrl, showImage } from "./api";
 import type { Data } from "./data";
 import { h } from "./dom";
 import type { Item, Reviews, Verdict } from "./types";
@@ -114,7 +114,7 @@ export class ItemsView {
     if (unit.items.length > 1) facts.push(h("span", {}, `${unit.items.length} frames`));
     if (review) facts.push(h("span", { class: `chip ${review.review}`, title: review.reason }, review.review));
     const thumb = this.data.items[0]!.items[middle]!.cameras.length
-      ? h("img", { src: imageUrl(this.data.runs[0]!, middle, 0), alt: "", loading: "lazy", width: 48, height: 48 })
+      ? this.thumb(middle)
       : null;
     return h("button", {
       type: "button", class: "unit", "aria-current": i === this.current ? "true" : undefined,
@@ -140,5 +140,11 @@ export class ItemsView {
   private take(found: Reviews): void {
     this.reviews = found.reviews;
     this.fill();
+  }
+
+  private thumb(item: number): HTMLImageElement {
+    const image = h("img", { alt: "", loading: "lazy", width: 48, height: 48 });
+    showImage(image, imageUrl(this.data.runs[0]!, item, 0));
+    return image;
   }
 }

@@ -17,6 +17,8 @@ import { WordsView } from "./words";
 
 declare global {
   interface Window {
+    /** Set where the page stands in a notebook. */
+    vlascopeNotebook?: boolean;
     /** What benchmarks/app.py and the browser tests read: milliseconds since the page was opened, and of the last draw. */
     vlascope?: { firstPicture: number; draws: number; lastDraw: number; drawnAt: number; clickMs: number; serverMs: number; allMs: number; waiting: number };
   }
@@ -61,6 +63,7 @@ function startView(data: Data, hash: string): View {
 }
 
 async function start(): Promise<void> {
+  if (window.vlascopeNotebook) await api.connect();
   const state = await api.getState();
   let group = -1;
   let hovered: Hover | null = null;

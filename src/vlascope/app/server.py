@@ -90,14 +90,16 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
     @api.get("/", include_in_schema=False)
     def page() -> Response:
         return Response(
-            _asset("index.html"), media_type="text/html; charset=utf-8", headers={"cache-control": "no-cache"}
+            static_bytes("index.html"),
+            media_type="text/html; charset=utf-8",
+            headers={"cache-control": "no-cache"},
         )
 
     @api.get("/static/{name}", include_in_schema=False)
     def static(name: str) -> Response:
         if name not in _STATIC:
             raise HTTPException(404, "there is no such file")
-        return Response(_asset(name), media_type=_STATIC[name], headers={"cache-control": "no-cache"})
+        return Response(static_bytes(name), media_type=_STATIC[name], headers={"cache-control": "no-cache"})
 
     @api.get("/api/state")
     def get_state() -> JSONResponse:
@@ -363,7 +365,7 @@ class _State:
                 np.array(cut.eigvecs[rows, :n_eig]),
                 np.flatnonzero(signs),
                 np.flatnonzero(~signs),
-                eigenvalues=cut.eigenvalues[:n_eig],
+                eigenvalues=np.array(cut.eigenvalues[:n_eig]),  # not the memory map: torch warns of it
                 threshold=threshold,
             )
             arrays, n_in = [], 0
@@ -388,5 +390,6 @@ def _parts(wanted: list[tuple[RunBook, str]]) -> list[dict[str, str]]:
     return [{"run": book.key, "site": site} for book, site in wanted]
 
 
-def _asset(name: str) -> bytes:
+def static_bytes(name: str) -> bytes:
+    """Return a file of the built page."""
     return (files("vlascope.app") / "static" / name).read_bytes()
