@@ -421,3 +421,13 @@ def test_averages_stay_within_a_far_group_and_repeat_for_new_rows() -> None:
     got = averaged(torch.tensor([[1.0], [1.0]]), block, values, n_near=4)
     assert 1.0 < got[0] < 2.5 and 1.0 < got[1] < 2.5  # the fourth nearest, 9 away, has weight 0
     assert averaged(torch.tensor([[1.0]]), block[:1], values, n_near=5)[0] < 3.0
+
+
+def test_many_tiny_islands_are_all_found() -> None:
+    # None of them need be near a row that the iteration starts from.
+    rng = np.random.default_rng(0)
+    islands = [100 * rng.normal(size=(1, 16)) + 0.1 * rng.normal(size=(4, 16)) for _ in range(25)]
+    x = np.concatenate([rng.normal(size=(1400, 16)), *islands]).astype(np.float32)
+    cut = NystromNCut(26, scale=4.0).fit(x)
+    assert cut.health_.mode == "exact" and cut.health_.n_components == 26
+    assert cut.eigenvalues_.min() > 0.999
