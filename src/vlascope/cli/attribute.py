@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from ._common import Common, Device, ModelName, OptionalText, give, say, table
 from ._main import OK
+
+if TYPE_CHECKING:
+    from ..measure import Finding, Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,8 @@ class Args(Common):
     """prompt of every item, where the data has none"""
     device: Device = "auto"
     """where to compute"""
+    keep: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """run in whose report the numbers shall appear"""
     seed: int = 0
     """seed of everything random"""
 
@@ -42,11 +49,14 @@ class Args(Common):
 def run(args: Args) -> int:
     """Attribute, and print the table."""
     from .. import api
+    from ..measure import keep
     from ..measure.action_patches import insertion_deletion
-    from ..measure.result import TABLE_HEAD
+    from ..measure.result import TABLE_HEAD, adjusted
     from ..measure.result import table as rows_of
+    from ..runs import Run
     from .cut import spread
 
+    kept_in = Run.open(args.keep) if args.keep else None
     model = api.load(args.model, device=args.device)
     source = api.items(args.data, prompt=args.prompt)
     chosen = [source[i] for i in spread(len(source), args.items)]
@@ -57,9 +67,40 @@ def run(args: Args) -> int:
     if args.dof is not None or args.site is None:
         say(args, f"asking which patches of {len(chosen)} items move the action")
         results += insertion_deletion(model, chosen, dof=args.dof or 0, method=args.method, seed=args.seed)
+    results = adjusted(results)
     facts = {"model": args.model, "data": args.data, "results": [r.to_json() for r in results]}
+    if kept_in is not None:
+        facts["finding"] = str(keep(kept_in, _finding(args, results)))
     give(args, facts, text=table(rows_of(results), head=TABLE_HEAD))
     return OK
+
+
+def _finding(args: Args, results: Sequence[Result]) -> Finding:
+    from ..measure import Finding, Row
+
+    asked = [f"groups of {args.site}"] if args.site is not None else []
+    asked += [f"action {args.dof or 'of the first degree of freedom'}"] if args.dof or not args.site else []
+    told = [one.name for one in results if one.found]
+    return Finding(
+        measure="attribute",
+        title=", ".join(asked),
+        verdict=f"beyond chance: {', '.join(told)}" if told else "nothing stands out from chance",
+        rows=tuple(
+            Row(site=args.site or "" if one.name.startswith("group ") else "projector", result=one)
+            for one in results
+        ),
+        settings={
+            "model": args.model,
+            "data": args.data,
+            "dof": args.dof,
+            "method": args.method,
+            "site": args.site,
+            "k": args.k,
+            "remove": args.remove,
+            "items": args.items,
+            "seed": args.seed,
+        },
+    )
 
 
 def _groups(args: Args, model, chosen):

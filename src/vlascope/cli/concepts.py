@@ -43,8 +43,9 @@ def run(args: Args) -> int:
     from dataclasses import replace
 
     from .. import api
-    from ..measure.concepts import CONCEPT_HEAD, concepts
-    from ..measure.result import TABLE_HEAD, adjusted
+    from ..measure import keep
+    from ..measure.concepts import CONCEPT_HEAD, adjusted_concepts, concepts, concepts_finding
+    from ..measure.result import TABLE_HEAD
     from ..measure.result import table as rows_of
     from ..runs import Run
 
@@ -52,7 +53,7 @@ def run(args: Args) -> int:
     sites = api.run_sites(captured, args.site or None)
     random_run = Run.open(args.random) if args.random else None
     say(args, f"ranking {captured.n_items} images at {len(sites)} layers")
-    found = [
+    found = adjusted_concepts(
         concepts(
             captured,
             site=site,
@@ -65,14 +66,16 @@ def run(args: Args) -> int:
             seed=args.seed,
         )
         for site in sites
-    ]
-    means = adjusted(
-        [replace(one, name=f"{layer.site} / {one.name}") for layer in found for one in layer.means.values()]
     )
+    means = [
+        replace(one, name=f"{layer.site} / {one.name}") for layer in found for one in layer.means.values()
+    ]
     best = max(found, key=lambda layer: layer.means["all"].value or 0.0)
     text = (
         f"{table(rows_of(means), head=TABLE_HEAD)}\n\n{best.site}\n"
         f"{table(best.table(n=args.show), head=CONCEPT_HEAD)}\n\n{best.verdict()}"
     )
-    give(args, {"run": str(captured.path), "layers": [one.to_json() for one in found]}, text=text)
+    kept = str(keep(captured, concepts_finding(found, label=args.label)))
+    facts = {"run": str(captured.path), "layers": [one.to_json() for one in found], "finding": kept}
+    give(args, facts, text=text)
     return OK

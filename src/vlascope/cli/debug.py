@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from ._common import Common, OptionalInt, RunPath, give, say, table
 from ._main import OK
+
+if TYPE_CHECKING:
+    from ..runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +40,10 @@ class Args(Common):
 def run(args: Args) -> int:
     """Group, compare, and print the table."""
     from .. import api
+    from ..measure import keep
     from ..measure.association import DEBUG_HEAD, association
     from ..runs import Run
+    from ..views.answers import answers
 
     captured = Run.open(args.run)
     sites = api.run_sites(captured, args.site or None)
@@ -53,5 +59,18 @@ def run(args: Args) -> int:
         seed=args.seed,
     )
     text = f"{table(found.table(), head=DEBUG_HEAD)}\n\n{found.raw_pixels.line()}\n{found.verdict()}"
-    give(args, {"run": str(captured.path), **found.to_json()}, text=text)
+    facts = {
+        "run": str(captured.path),
+        **found.to_json(),
+        "picture": str(answers(captured, found).save(_folder(captured, args) / "answers.png")),
+        "finding": str(keep(captured, found.finding())),
+    }
+    give(args, facts, text=f"{text}\n\n{facts['picture']}")
     return OK
+
+
+def _folder(captured: Run, args: Args) -> Path:
+    asked = {"label": args.label, "answers": args.answers, "site": list(args.site), "tokens": args.tokens}
+    folder = captured.derived_dir("debug", {**asked, "groups": args.groups, "seed": args.seed})
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

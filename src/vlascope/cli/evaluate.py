@@ -41,6 +41,7 @@ class Args(Common):
 def run(args: Args) -> int:
     """Score every method and print the table."""
     from ..files import write_json
+    from ..measure import keep
     from ..measure.localise import evaluate
     from ..measure.patchmaps import spread_sites
     from ..measure.truth import read_truth
@@ -75,6 +76,7 @@ def run(args: Args) -> int:
     }
     folder = captured.derived_dir("eval", params)
     folder.mkdir(parents=True, exist_ok=True)
+    facts["finding"] = str(keep(captured, found.finding()))
     facts["file"] = str(write_json(folder / "eval.json", facts))
     give(args, facts, text=f"{table(found.table(), head=found.head())}\n\n{found.summary()}")
     return OK

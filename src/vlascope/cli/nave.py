@@ -39,6 +39,7 @@ class Args(Common):
 def run(args: Args) -> int:
     """Cluster, save labels and boxes in the run, and print what was found."""
     from ..files import write_json
+    from ..measure import Finding, Row, keep
     from ..measure.nave import nave
     from ..measure.nave_checks import nave_layers, nave_sweep, outlier_patches, watermark_saturation
     from ..measure.patchmaps import spread_sites
@@ -65,6 +66,14 @@ def run(args: Args) -> int:
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = write_json(folder / "nave.json", facts)
+    kept = Finding(
+        measure="nave",
+        title=", ".join(sites),
+        verdict=found.summary(),
+        rows=tuple(Row(site=one.name if one.name in sites else "", result=one) for one in results),
+        settings={"sites": list(sites), "k": list(args.k), "scope": args.scope, "seed": args.seed},
+    )
+    keep(captured, kept)
     shown = {key: value for key, value in facts.items() if key not in ("labels", "boxes", "items")}
     give(
         args,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,8 +46,10 @@ def run(args: Args) -> int:
     """Probe every layer and print the table."""
     from .. import api
     from ..errors import InputError
-    from ..measure.probes import PROBE_HEAD, probe
-    from ..measure.result import TABLE_HEAD, adjusted
+    from ..measure import keep
+    from ..measure.probes import PROBE_HEAD, adjusted_probes, probe, probe_finding
+    from ..measure.result import TABLE_HEAD
+    from ..measure.trace import same_items
     from ..measure.world_model import world_model
     from ..runs import Run
 
@@ -72,9 +74,13 @@ def run(args: Args) -> int:
         text = "\n\n".join(
             f"{one.site}\n{table(one.table(), head=TABLE_HEAD)}\n{one.verdict()}" for one in found
         )
-        give(args, {"run": str(captured.path), "layers": [one.to_json() for one in found]}, text=text)
+        kept = [str(keep(captured, one.finding())) for one in found]
+        facts = {"run": str(captured.path), "layers": [one.to_json() for one in found], "findings": kept}
+        give(args, facts, text=text)
         return OK
     random_run = Run.open(args.random) if args.random else None
+    if random_run is not None:
+        same_items(captured, random_run)
     probes = [
         probe(
             captured,
@@ -90,9 +96,11 @@ def run(args: Args) -> int:
         )
         for site in sites
     ]
-    tests = adjusted([one.test for one in probes])
-    probes = [replace(one, test=test) for one, test in zip(probes, tests, strict=True)]
+    probes = adjusted_probes(probes)
     text = table([one.row() for one in probes], head=PROBE_HEAD)
     text += "\n\n" + "\n".join(one.verdict() for one in probes)
-    give(args, {"run": str(captured.path), "layers": [one.to_json() for one in probes]}, text=text)
+    settings = {"tokens": args.tokens, "split": args.split, "seed": args.seed}
+    kept = str(keep(captured, probe_finding(probes, settings=settings)))
+    facts = {"run": str(captured.path), "layers": [one.to_json() for one in probes], "finding": kept}
+    give(args, facts, text=text)
     return OK

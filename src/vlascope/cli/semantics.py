@@ -35,8 +35,9 @@ def run(args: Args) -> int:
     """Score each layer and print the table."""
     from .. import api
     from ..errors import InputError
+    from ..measure import keep
     from ..measure.result import TABLE_HEAD
-    from ..measure.semantics import semantic_cut, semantics
+    from ..measure.semantics import adjusted_semantics, semantic_cut, semantics, semantics_finding
     from ..runs import Run
 
     captured = Run.open(args.run)
@@ -61,7 +62,10 @@ def run(args: Args) -> int:
                 seed=args.seed,
             )
         )
+    found = adjusted_semantics(found)
     rows = [(one.site, *row) for one in found for row in one.table()]
     text = f"{table(rows, head=('site', *TABLE_HEAD))}\n\n" + "\n".join(one.verdict() for one in found)
-    give(args, {"run": str(captured.path), "layers": [one.to_json() for one in found]}, text=text)
+    kept = str(keep(captured, semantics_finding(found)))
+    facts = {"run": str(captured.path), "layers": [one.to_json() for one in found], "finding": kept}
+    give(args, facts, text=text)
     return OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -31,6 +32,10 @@ class Args(Common):
     """where to compute"""
     batch_size: int = 16
     """items per forward pass"""
+    action_unit: str = "units of the action"
+    """unit of the actions, for the table, such as m/s"""
+    keep: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """run in whose report the numbers shall appear"""
     seed: int = 0
     """seed of everything random"""
 
@@ -38,10 +43,13 @@ class Args(Common):
 def run(args: Args) -> int:
     """Change, compare, and print the table."""
     from .. import api
+    from ..measure import keep
     from ..measure.result import TABLE_HEAD
     from ..measure.sensitivity import sensitivity
+    from ..runs import Run
     from .cut import spread
 
+    kept_in = Run.open(args.keep) if args.keep else None
     model = api.load(args.model, device=args.device)
     source = api.items(args.data, prompt=args.prompt)
     chosen = [source[i] for i in spread(len(source), args.items)]
@@ -51,9 +59,13 @@ def run(args: Args) -> int:
         chosen,
         sites=args.site,
         changes=args.change or None,
+        action_unit=args.action_unit,
         batch_size=args.batch_size,
         seed=args.seed,
     )
     text = f"{table(found.table(), head=TABLE_HEAD)}\n\n{found.verdict()}"
-    give(args, {"model": args.model, "data": args.data, **found.to_json()}, text=text)
+    facts = {"model": args.model, "data": args.data, **found.to_json()}
+    if kept_in is not None:
+        facts["finding"] = str(keep(kept_in, found.finding(model=args.model, data=args.data)))
+    give(args, facts, text=text)
     return OK

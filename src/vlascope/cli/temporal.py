@@ -35,6 +35,8 @@ class Args(Common):
     """changes of course, or steps"""
     penalty: float = 3.0
     """cost of a change point: higher finds fewer"""
+    color: Literal["tsne", "umap", "mspace", "pca"] = "tsne"
+    """how the eigenvectors of the cut become colours"""
     permutations: int = 199
     """shuffles behind each p-value"""
     seed: int = 0
@@ -44,6 +46,7 @@ class Args(Common):
 def run(args: Args) -> int:
     """Follow, keep the numbers beside the cut, and print the table."""
     from ..files import write_json
+    from ..measure import keep
     from ..measure.result import TABLE_HEAD
     from ..measure.temporal import temporal
     from ..runs import Run
@@ -55,6 +58,7 @@ def run(args: Args) -> int:
         captured,
         site=site,
         k=args.k,
+        color=args.color,
         align_at=args.align,
         failure_event=args.failure,
         false_alarms=args.false_alarms,
@@ -66,6 +70,7 @@ def run(args: Args) -> int:
         seed=args.seed,
     )
     facts = {"run": str(captured.path), **found.to_json()}
+    facts["finding"] = str(keep(captured, found.finding()))
     facts["file"] = str(write_json(found.cut.path / "temporal.json", facts))
     give(args, facts, text=f"{table(found.table(), head=TABLE_HEAD)}\n\n{found.verdict()}")
     return OK

@@ -31,6 +31,8 @@ class Args(Common):
     """run of the same items by the model with random weights, as a control"""
     compare: Annotated[tuple[Path, ...], arg(metavar="RUN...", help_behavior_hint="")] = ()
     """runs of the same items by other models or checkpoints, side by side"""
+    color: Literal["tsne", "umap", "mspace", "pca"] = "tsne"
+    """how the eigenvectors become the colours of the strip"""
     permutations: int = 199
     """shuffles behind each p-value"""
     seed: int = 0
@@ -38,16 +40,19 @@ class Args(Common):
 
 
 def run(args: Args) -> int:
-    """Trace, keep the numbers beside the cut, and print the table."""
+    """Trace, keep the numbers and the strip beside the cut, and print the table."""
     from .. import api
     from ..files import write_json
-    from ..measure.trace import LAYER_HEAD, compare_traces, trace
+    from ..measure import keep
+    from ..measure.trace import LAYER_HEAD, compare_traces, same_items, trace
     from ..runs import Run
+    from ..views import strip
 
     captured = Run.open(args.run)
     found = {}
     for number, path in enumerate((args.run, *args.compare)):
         one = captured if number == 0 else Run.open(path)
+        same_items(captured, one)
         sites = api.run_sites(one, args.site or None)
         say(args, f"tracing {len(sites)} layers of {one.n_items} items of {path}")
         name = path.name if path.name not in found else f"{path.name}-{number}"
@@ -57,6 +62,7 @@ def run(args: Args) -> int:
             label=args.label,
             tokens=args.tokens,
             k=args.k,
+            color=args.color,
             random_run=Run.open(args.random) if args.random and number == 0 else None,
             n_permutations=args.permutations,
             seed=args.seed,
@@ -69,6 +75,8 @@ def run(args: Args) -> int:
         facts["compared"] = {name: one.to_json() for name, one in found.items()}
         text += f"\n\n{table(rows[1:], head=rows[0])}"
     concept = re.sub(r"\W+", "-", first.concept or "layers")
+    facts["pictures"] = [str(strip(one.cut).save(one.cut.path / "strip.png")) for one in found.values()]
+    facts["finding"] = str(keep(captured, first.finding()))
     facts["file"] = str(write_json(first.cut.path / f"trace-{concept}.json", facts))
-    give(args, facts, text=text)
+    give(args, facts, text="\n".join([text, "", *facts["pictures"]]))
     return OK

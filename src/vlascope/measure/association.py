@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .findings import Finding, Row, layer_series
 from .labels import item_values
 from .pooling import TokenChoice, image_pixels, pool_items
 from .resample import (
@@ -191,6 +192,33 @@ class AssociationResult:
                 "truth": self.truth,
                 "answers": self.answers,
             }
+        )
+
+    def finding(self) -> Finding:
+        """Return the comparison as it is kept in a run."""
+        rows = [
+            Row(site=layer.site, result=one)
+            for layer in self.layers
+            for one in (layer.truth, layer.answer, layer.difference)
+            if one is not None
+        ]
+        series = [layer_series("NMI with the truth", [(one.site, one.truth) for one in self.layers])]
+        if self.answers:
+            series.append(
+                layer_series("NMI with the answers", [(one.site, one.answer) for one in self.layers])
+            )
+        return Finding(
+            measure="debug",
+            title=f"{self.label} and answers" if self.answers else self.label,
+            verdict=self.verdict(),
+            rows=(*rows, Row(result=self.raw_pixels)),
+            layers=tuple(series),
+            settings={
+                "label": self.label,
+                "groups": self.n_groups,
+                "sites": [layer.site for layer in self.layers],
+                "with_answers": bool(self.answers),
+            },
         )
 
 

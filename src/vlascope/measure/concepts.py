@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .captions import Vocabulary, WordKind, run_captions, vocabulary
+from .findings import Finding, Row, layer_series
 from .pooling import TokenChoice, image_pixels, pool_items
 from .resample import Units, bootstrap_weights, percentile_interval, run_units, shuffled, summarise_null
 from .result import Result, adjusted, cannot_say, number_text, plain_json
@@ -97,6 +98,47 @@ class ConceptResult:
                 "words": [one.to_json() for one in self.words],
             }
         )
+
+
+def concepts_finding(
+    layers: Sequence[ConceptResult], *, label: str = "caption", n_words: int = 20
+) -> Finding:
+    """Return several layers as they are kept in a run: mAP of all, and the words of the best layer.
+
+    Args:
+        layers: One per layer, in forward order.
+        label: Name of the captions.
+        n_words: At most so many words, best first.
+    """
+    layers = adjusted_concepts(layers)
+    best = max(layers, key=lambda layer: layer.means["all"].value or 0.0)
+    words = sorted(best.words, key=lambda word: -(word.value or 0.0))[:n_words]
+    kinds = ("all", "noun", "verb")
+    return Finding(
+        measure="concepts",
+        title=label,
+        verdict=best.verdict(),
+        rows=(
+            *(Row(site=layer.site, result=layer.means[kind]) for layer in layers for kind in kinds),
+            *(Row(site=best.site, result=word) for word in words),
+        ),
+        layers=tuple(
+            layer_series(
+                f"mAP of {kind} words" if kind == "all" else f"mAP of {kind}s",
+                [(layer.site, layer.means[kind]) for layer in layers],
+                control="shuffled captions",
+            )
+            for kind in kinds
+        ),
+        settings={"label": label, "sites": [layer.site for layer in layers], "words": len(best.words)},
+    )
+
+
+def adjusted_concepts(layers: Iterable[ConceptResult]) -> list[ConceptResult]:
+    """Return several layers with the p-values of their means corrected together (Benjamini-Hochberg)."""
+    layers = list(layers)
+    flat = iter(adjusted([one for layer in layers for one in layer.means.values()]))
+    return [replace(layer, means={kind: next(flat) for kind in layer.means}) for layer in layers]
 
 
 def concepts(

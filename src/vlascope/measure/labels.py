@@ -95,7 +95,8 @@ def item_numbers(
     Args:
         run: The run.
         names: "state", "action" (all entries), "state.2", "action.0" (one), "answer.action" (what the model would
-            do), or labels that are numbers.
+            do), "pose" (of the camera: position x, y, z, then the direction in which it looks, x, y, z; "pose.2" is
+            one of the six), or labels that are numbers.
 
     Raises:
         InputError: a name is unknown or not a number, or no item has them all.
@@ -112,6 +113,8 @@ def item_numbers(
             which = ""
         elif base in ("state", "action"):
             block = _stack([getattr(row, base) for row in run.items], base)
+        elif base == "pose":
+            block = _stack([_camera_pose(row.pose) for row in run.items], base)
         else:
             block = np.array([_number(value, name) for value in item_values(run, name)])[:, None]
             which = ""
@@ -128,6 +131,11 @@ def item_numbers(
     if not len(items):
         raise InputError(f"no item of this run has all of {', '.join(names)}.")
     return items, values[items], tuple(heads)
+
+
+def _camera_pose(pose: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    """Return position and viewing direction, float64 [6]: a camera looks along -z of its own axes."""
+    return None if pose is None else np.r_[pose[:3, 3], -pose[:3, 2]]
 
 
 def _stack(vectors: Sequence[Any], name: str) -> NDArray[np.float64]:

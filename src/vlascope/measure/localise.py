@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..progress import progress
 from .boxes import Matches, Proposals, average_precision, box_iou, match_boxes
+from .findings import Finding, Row
 from .methods import Segments, method_names, read_features, segment
 from .nave import Scope
 from .resample import Units, bootstrap_weights, percentile_interval, shuffled, summarise_null
@@ -135,6 +136,28 @@ class Evaluation:
             r.reason for row in self.results.values() for r in row.values() if r.value is None
         )
         return "\n".join([text, *(f"cannot say: {reason}" for reason in reasons)])
+
+    def finding(self) -> Finding:
+        """Return the table as it is kept in a run."""
+        several = ("joint", "nave")
+        return Finding(
+            measure="eval",
+            title=self.truth,
+            verdict=self.summary().splitlines()[0],
+            rows=tuple(
+                Row(site=", ".join(self.sites) if name in several else self.site, result=one)
+                for name, row in self.results.items()
+                for one in row.values()
+            ),
+            settings={
+                "truth": self.truth,
+                "sites": self.sites,
+                "site": self.site,
+                "k": self.k,
+                "scope": self.scope,
+                "methods": list(self.results),
+            },
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,12 +147,16 @@ class Warnings:
         lead: Median frames from alarm to failure, over the failures that were caught.
         alarms: Episode -> frame of its first alarm (None: no alarm).
         failures: Episode -> frame at which it failed.
+        oddity: Episode -> float64 [frames], how unlike the frames of successes each frame is.
+        threshold: Oddity above which the alarm is raised; None where nothing can be said.
     """
 
     caught: Result
     lead: Result
     alarms: dict[int, int | None]
     failures: dict[int, int]
+    oddity: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    threshold: float | None = None
 
 
 def early_warning(
@@ -200,7 +204,8 @@ def early_warning(
         lead = cannot_say("lead time", reason, unit="frames", n=len(known), over="episode")
         return Warnings(nothing, lead, {}, failed_at)
     near = _nearest(known)
-    alarms = _alarms(near, success, false_alarms)
+    odd, threshold = _oddity(near, success, false_alarms)
+    alarms = _alarms(odd, threshold)
     ends = np.array([failed_at.get(one.episode, one.n_frames - 1) for one in known])
     early = np.array([a is not None and a < end for a, end in zip(alarms, ends, strict=True)])
     value = float(early[~success].mean())
@@ -208,7 +213,7 @@ def early_warning(
     null = []
     for _ in range(n_permutations):
         other = rng.permutation(success)
-        raised = _alarms(near, other, false_alarms)
+        raised = _alarms(*_oddity(near, other, false_alarms))
         null.append(
             np.mean(
                 [
@@ -241,7 +246,15 @@ def early_warning(
             name="lead time", value=float(np.median(times)), unit="frames (median over warned failures)",
             n=len(times), over="episode", n_units=len(times), interval=ends95,
         )  # fmt: skip
-    return Warnings(caught, lead, {one.episode: a for one, a in zip(known, alarms, strict=True)}, failed_at)
+    episodes = [one.episode for one in known]
+    return Warnings(
+        caught,
+        lead,
+        dict(zip(episodes, alarms, strict=True)),
+        failed_at,
+        dict(zip(episodes, odd, strict=True)),
+        threshold,
+    )
 
 
 def _nearest(lines: Sequence[Timeline]) -> list[NDArray[np.float64]]:
@@ -262,9 +275,16 @@ def _nearest(lines: Sequence[Timeline]) -> list[NDArray[np.float64]]:
     return out
 
 
-def _alarms(near: list[NDArray[np.float64]], success: NDArray[np.bool_], share: float) -> list[int | None]:
-    """Return the frame of each episode's first alarm, given which episodes count as successes."""
+def _oddity(
+    near: list[NDArray[np.float64]], success: NDArray[np.bool_], share: float
+) -> tuple[list[NDArray[np.float64]], float]:
+    """Return the oddity of each frame, given which episodes count as successes, and the threshold of the alarm."""
     odd = [one[:, success].min(1) for one in near]
     highest = np.sort([one.max() for one, won in zip(odd, success, strict=True) if won])
     threshold = highest[min(len(highest), int(np.ceil((len(highest) + 1) * (1 - share)))) - 1]
+    return odd, float(threshold)
+
+
+def _alarms(odd: list[NDArray[np.float64]], threshold: float) -> list[int | None]:
+    """Return the frame of each episode's first alarm."""
     return [int(np.argmax(one > threshold)) if (one > threshold).any() else None for one in odd]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .crossfit import MIN_UNITS, balanced_accuracy, unit_folds
+from .findings import Finding, LayerSeries, Row, layer_series
 from .labels import item_classes, item_numbers
 from .mlp import held_out_mlp
 from .pooling import TokenChoice, image_pixels, pool_items
 from .resample import Units, bootstrap_weights, percentile_interval, run_units, summarise_null
 from .resample import shuffled as shuffle
-from .result import Result, cannot_say, number_text, plain_json
+from .result import Result, adjusted, cannot_say, number_text, plain_json
 from .ridge import HeldOutRidge
 
 if TYPE_CHECKING:
@@ -108,6 +109,45 @@ class ProbeResult:
         )
 
 
+def probe_finding(probes: Sequence[ProbeResult], *, settings: Mapping[str, Any] | None = None) -> Finding:
+    """Return the probes of one target at several layers as they are kept in a run.
+
+    Args:
+        probes: One per layer, in forward order, p-values corrected together (see `adjusted_probes`).
+        settings: What else the answer depends on.
+    """
+    first = probes[0]
+    known = [one for one in probes if one.test.value is not None]
+    best = max(known, key=lambda one: one.test.value or 0.0) if known else first
+    return Finding(
+        measure="probe",
+        title=first.target,
+        verdict=best.verdict(),
+        rows=tuple(Row(site=one.site, result=one.test) for one in probes),
+        layers=(
+            layer_series("held out", [(one.site, one.test) for one in probes]),
+            LayerSeries(
+                name="rows fitted",
+                unit=first.test.unit,
+                sites=tuple(one.site for one in probes),
+                values=tuple(one.train for one in probes),
+            ),
+        ),
+        settings={
+            "target": first.target,
+            "model": first.model,
+            "sites": [one.site for one in probes],
+            **(settings or {}),
+        },
+    )
+
+
+def adjusted_probes(probes: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """Return the probes with p-values corrected together (Benjamini-Hochberg)."""
+    tests = adjusted([one.test for one in probes])
+    return [replace(one, test=test) for one, test in zip(probes, tests, strict=True)]
+
+
 def probe(
     run: Run,
     *,
@@ -126,7 +166,8 @@ def probe(
     Args:
         run: The run.
         site: The layer.
-        target: "state", "action", "state.2", "answer.action", or labels; several numbers form one target.
+        target: "state", "action", "state.2", "pose" (of the camera), "answer.action", or labels; several numbers form
+            one target.
         kind: "auto" reads numbers as numbers, and texts and yes/no as classes.
         model: "ridge" (closed form, penalty chosen on inner folds) or "mlp" (one hidden layer, early stopping).
         tokens: Which tokens stand for an item, see `pool_items`.
@@ -364,7 +405,7 @@ def _kind(run: Run, names: Sequence[str]) -> Literal["number", "class"]:
     from .labels import item_values
 
     for name in names:
-        if name.split(".")[0] in ("state", "action") or name == "answer.action":
+        if name.split(".")[0] in ("state", "action", "pose") or name == "answer.action":
             return "number"
         values = [v for v in item_values(run, name) if v is not None]
         if any(isinstance(v, str | bool) for v in values):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..models.layout import KINDS
 from ..spectral.kway import kway
 from ..spectral.nystrom import NystromNCut
+from .findings import Finding, Row, layer_series
 from .phrases import words_of
 from .pooling import BACKGROUND
 from .resample import Units, bootstrap_mean, run_units, summarise_null
@@ -203,6 +204,36 @@ class SemanticsResult:
         )
 
 
+def semantics_finding(layers: Sequence[SemanticsResult]) -> Finding:
+    """Return several layers as they are kept in a run; the p-values of all of them are corrected together."""
+    layers = adjusted_semantics(layers)
+    first = [layer.results[0] for layer in layers]
+    best = max(zip(layers, first, strict=True), key=lambda pair: pair[1].value or 0.0)[0]
+    return Finding(
+        measure="semantics",
+        title="words and patches",
+        verdict=best.verdict(),
+        rows=tuple(Row(site=one.site, result=r) for one in layers for r in one.results),
+        layers=(
+            layer_series(
+                "pointing",
+                [(layer.site, one) for layer, one in zip(layers, first, strict=True)],
+                control="masks of other items",
+            ),
+        ),
+        settings={
+            "sites": [layer.site for layer in layers],
+            "words": sorted({m.word for layer in layers for m in layer.maps}),
+        },
+    )
+
+
+def adjusted_semantics(layers: Sequence[SemanticsResult]) -> list[SemanticsResult]:
+    """Return several layers with the p-values of all of them corrected together (Benjamini-Hochberg)."""
+    flat = iter(adjusted([r for layer in layers for r in layer.results]))
+    return [replace(layer, results=tuple(next(flat) for _ in layer.results)) for layer in layers]
+
+
 def semantics(
     run: Run,
     site: str,
@@ -216,8 +247,8 @@ def semantics(
 ) -> SemanticsResult:
     """Score the maps of words against masks: pointing game, IoU and (with a cut) one group for word and patches.
 
-    The null gives each map the mask of the same word in another episode (or item), so that a word which always points
-    at the middle is not said to point at things.
+    The null gives each map a mask of another episode (or item), so that a word which always points at the middle is
+    not said to point at things.
 
     Args:
         run: A run with prompts and masks.

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..items import Item
 from ..items.perturb import blur, desaturate, swap_image, swap_prompt
 from ..models.layout import KINDS
+from .findings import Finding, Row
 from .prompts import negate, paraphrase, swap_noun, swap_verb
 from .resample import Units, bootstrap_mean, units_of
 from .result import Result, cannot_say, number_text, plain_json, table
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 HARDLY = 0.1
 """Text that moves the action less than this share of what the image does hardly matters."""
 MIN_ITEMS = 5
+AGAIN = "same input again"
 
 Change = Callable[[Item, Sequence[Item]], "Item | None"]
 
@@ -37,6 +39,13 @@ def occlude(item: Item, *, share: float = 0.4) -> Item:
         out[y : h - y, x : w - x] = 128
         images.append(out)
     return replace(item, images=tuple(images), source=None)
+
+
+def recolour(item: Item) -> Item:
+    """Return the item with red, green and blue exchanged in turn: other colours, the same brightness pattern."""
+    return replace(
+        item, images=tuple(np.ascontiguousarray(image[..., [2, 0, 1]]) for image in item.images), source=None
+    )
 
 
 def move(item: Item, *, share: float = 0.15) -> Item:
@@ -69,6 +78,7 @@ def _prompt(change: Callable[[str], str | None]) -> Change:
 CHANGES: Mapping[str, tuple[str, Change]] = {
     "other scene": ("image", _other_scene),
     "blur": ("image", lambda item, _: blur(item, sigma_px=3.0)),
+    "recoloured": ("image", lambda item, _: recolour(item)),
     "no colour": ("image", lambda item, _: desaturate(item)),
     "moved": ("image", lambda item, _: move(item)),
     "occluded": ("image", lambda item, _: occlude(item)),
@@ -117,6 +127,23 @@ class SensitivityResult:
             return f"the action depends on the text: it moves it {end}"
         return f"undecided: the text moves the action {end}, and the interval holds {HARDLY:g}"
 
+    def finding(self, *, model: str, data: str) -> Finding:
+        """Return the numbers as they are kept in a run.
+
+        Args:
+            model: What was asked.
+            data: What it was asked about.
+        """
+        rows = [Row(result=one) for one in (*self.ratios, *self.actions)]
+        rows += [Row(site=one.name.split(" / ")[1], result=one) for one in self.features]
+        return Finding(
+            measure="sensitivity",
+            title=model,
+            verdict=self.verdict(),
+            rows=tuple(rows),
+            settings={"model": model, "data": data, "items": self.n_items},
+        )
+
     def table(self) -> list[tuple[str, ...]]:
         """Return one row of text per number."""
         return table([*self.ratios, *self.actions, *self.features])
@@ -141,6 +168,7 @@ def sensitivity(
     *,
     sites: Sequence[str] = (),
     changes: Sequence[str] | None = None,
+    action_unit: str = "units of the action",
     batch_size: int = 16,
     seed: int = 0,
 ) -> SensitivityResult:
@@ -152,13 +180,15 @@ def sensitivity(
         sites: Layers to compare; none skips features.
         changes: Names of `CHANGES`; None takes all. A change that does not apply to an item (no known verb) leaves it
             out of that change.
+        action_unit: Unit of the actions, for tables ("m/s"); models do not say theirs.
         batch_size: Items per forward pass.
         seed: Seeds the bootstrap.
 
     Raises:
         InputError: no items or an unknown change.
 
-    Cost: one forward pass and one answer per item and change.
+    Cost: one forward pass and one answer per item and change, and two more per item: the control is how far things
+    move when nothing changes.
     """
     items = list(items)
     names = list(CHANGES) if changes is None else list(changes)
@@ -171,10 +201,11 @@ def sensitivity(
     units = units_of([i.episode if independent else i.item_id for i in items],
                      over="episode" if independent else "item")  # fmt: skip
     base_features, base_actions, action_names = _read(model, items, sites, batch_size)
+    again_features, again_actions, _ = _read(model, items, sites, batch_size)
     features: list[Result] = []
     actions: list[Result] = []
     moved: dict[str, NDArray[np.float64]] = {}
-    spread = None if base_actions is None else np.nanstd(base_actions, axis=0)
+    spread = np.zeros(0) if base_actions is None else np.nanstd(base_actions, axis=0)
     for name in names:
         changed = [CHANGES[name][1](item, items) for item in items]
         rows = np.array([i for i, item in enumerate(changed) if item is not None], np.int64)
@@ -186,21 +217,38 @@ def sensitivity(
         new_features, new_actions, _ = _read(model, some, sites, batch_size)
         here = units.take(rows)
         for key, values in new_features.items():
-            features.append(_feature(f"{name} / {key}", values, base_features[key], rows, here, seed=seed))
-        if new_actions is not None and base_actions is not None and spread is not None:
+            again = again_features[key] - base_features[key]
+            features.append(
+                _feature(f"{name} / {key}", values, base_features[key], again, rows, here, seed=seed)
+            )
+        if new_actions is not None and base_actions is not None and again_actions is not None:
             steps = np.abs(new_actions - base_actions[rows])
+            still = np.nanmean(np.abs(again_actions - base_actions), axis=0)
             for j, dof in enumerate(action_names):
                 actions.append(
-                    _mean(f"{name} / {dof}", steps[:, j], here, unit="units of the action", seed=seed)
+                    _mean(
+                        f"{name} / {dof}",
+                        steps[:, j],
+                        here,
+                        unit=action_unit,
+                        again=float(still[j]),
+                        seed=seed,
+                    )
                 )
-            whole = np.full(len(items), np.nan)
-            used = spread > 0
-            if used.any():
-                whole[rows] = np.sqrt(((steps[:, used] / spread[used]) ** 2).mean(1))
-            moved[name] = whole
+            moved[name] = np.full(len(items), np.nan)
+            moved[name][rows] = _whole(steps, spread)
+            moved[AGAIN] = _whole(np.abs(again_actions - base_actions), spread)
     return SensitivityResult(
         len(items), action_names, tuple(features), tuple(actions), _ratios(moved, units, seed=seed)
     )
+
+
+def _whole(steps: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far each action moved, every degree of freedom in units of its spread over items; NaN without one."""
+    used = spread > 0
+    if not used.any():
+        return np.full(len(steps), np.nan)
+    return np.sqrt(((steps[:, used] / spread[used]) ** 2).mean(1))
 
 
 def _read(
@@ -240,6 +288,7 @@ def _feature(
     name: str,
     new: NDArray[np.float64],
     base: NDArray[np.float64],
+    again: NDArray[np.float64],
     rows: NDArray[np.int64],
     units: Units,
     *,
@@ -249,10 +298,13 @@ def _feature(
     if typical <= 0:
         return cannot_say(name, "all items have the same features here", n=len(rows), over=units.over)
     steps = np.linalg.norm(new - base[rows], axis=1) / typical
-    return _mean(name, steps, units, unit="of the distance between items", seed=seed)
+    still = float(np.linalg.norm(again, axis=1).mean() / typical)
+    return _mean(name, steps, units, unit="of the distance between items", again=still, seed=seed)
 
 
-def _mean(name: str, values: NDArray[np.float64], units: Units, *, unit: str, seed: int) -> Result:
+def _mean(
+    name: str, values: NDArray[np.float64], units: Units, *, unit: str, again: float, seed: int
+) -> Result:
     known = np.isfinite(values)
     if not known.any():
         return cannot_say(name, "no reply was a whole action", unit=unit, n=len(values), over=units.over)
@@ -264,7 +316,7 @@ def _mean(name: str, values: NDArray[np.float64], units: Units, *, unit: str, se
         over=units.over,
         n_units=units.n,
         interval=bootstrap_mean(values, units, seed=seed),
-        controls={"same input again": 0.0},
+        controls={AGAIN: again},
     )
 
 
@@ -304,6 +356,7 @@ def _ratios(moved: Mapping[str, NDArray[np.float64]], units: Units, *, seed: int
                 over=units.over,
                 n_units=n_units,
                 interval=bootstrap_mean(top[both], here, over_values=image[both], seed=seed),
+                controls={AGAIN: float(np.nanmean(moved[AGAIN]) / image[both].mean())},
             )
         )
     return tuple(out)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..spectral.cut import CutResult, cut_run
 from .changes import PENALTY, TOLERANCE, Kind, agreement
+from .findings import EpisodeSeries, Finding, Row
 from .outcomes import FALSE_ALARMS, Warnings, compare_outcomes, early_warning
 from .phrases import phrase_results
 from .result import Result, adjusted, number_text, plain_json, table
@@ -83,6 +84,17 @@ class TemporalResult:
     def results(self) -> list[Result]:
         """Return every number."""
         return [*self.events, *self.phrases, self.warning.caught, self.warning.lead, *self.outcomes]
+
+    def finding(self) -> Finding:
+        """Return the numbers and every episode's time line as they are kept in a run."""
+        return Finding(
+            measure="temporal",
+            title=self.site,
+            verdict=self.verdict(),
+            rows=tuple(Row(site=self.site, result=one) for one in self.results()),
+            episodes=tuple(_series(self, line) for line in self.lines),
+            settings={"site": self.site, "k": self.k, "cut": self.cut.path.name},
+        )
 
     def table(self) -> list[tuple[str, ...]]:
         """Return one row of text per number, under `result.TABLE_HEAD`."""
@@ -200,6 +212,26 @@ def temporal(
             n_permutations=n_permutations,
             seed=seed,
         ),
+    )
+
+
+def _series(result: TemporalResult, line: Timeline) -> EpisodeSeries:
+    def step(frame: int) -> int:
+        return int(line.steps[frame])
+
+    odd = result.warning.oddity.get(line.episode)
+    alarm = result.warning.alarms.get(line.episode)
+    return EpisodeSeries(
+        episode=line.episode,
+        site=result.site,
+        items=tuple(line.items.tolist()),
+        steps=tuple(line.steps.tolist()),
+        change_points=None if line.changes is None else tuple(step(frame) for frame in line.changes),
+        events={name: step(frame) for name, frame in line.events.items()},
+        occupancy=tuple(tuple(row) for row in np.round(line.occupancy.astype(np.float64), 4).tolist()),
+        anomaly=() if odd is None else tuple(np.round(odd, 4).tolist()),
+        threshold=result.warning.threshold,
+        alarm=None if alarm is None else step(alarm),
     )
 
 

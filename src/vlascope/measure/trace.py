@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..spectral.cut import CutResult, cut_run
 from .crossfit import Question, separability
+from .findings import Finding, LayerSeries, Row, layer_series
 from .labels import item_classes
 from .layers import LayerAgreement, layer_agreement
 from .overlap import OverlapResult, best_overlap
@@ -149,6 +150,22 @@ class TraceResult:
             }
         )
 
+    def finding(self) -> Finding:
+        """Return the trace as it is kept in a run: the test per layer, and every number along the depth."""
+        tests = [(layer.site, layer.separable) for layer in self.layers]
+        rows = [Row(site=site, result=result) for site, result in tests if result is not None]
+        if self.raw_pixels is not None:
+            rows.append(Row(result=self.raw_pixels))
+        series = [layer_series("separable", tests)] if rows else []
+        return Finding(
+            measure="trace",
+            title=self.concept or "layers",
+            verdict=self.verdict(),
+            rows=tuple(rows),
+            layers=(*series, *_series(self.layers)),
+            settings={"concept": self.concept, "k": self.k, "sites": self.sites, "cut": self.cut.path.name},
+        )
+
 
 def trace(
     run: Run,
@@ -194,10 +211,8 @@ def trace(
         raise InputError("got no sites; name at least one.")
     for name in names:
         run.site(name)
-    if random_run is not None and random_run.n_items != run.n_items:
-        raise InputError(
-            f"the random-weight run has {random_run.n_items} items, this run {run.n_items}; capture the same items."
-        )
+    if random_run is not None:
+        same_items(run, random_run)
     if cut is None:
         cut = cut_run(run, sites=names, k=(k,), seed=seed, color=color)
     elif k not in cut.labels or any(name not in cut.parts for name in names):
@@ -229,6 +244,26 @@ def trace(
         layers=tuple(layers),
         raw_pixels=ask.pixels(n_permutations=n_permutations, seed=seed),
     )
+
+
+def same_items(run: Run, other: Run) -> None:
+    """Raise unless two runs hold the same items in the same order.
+
+    Raises:
+        InputError: they do not.
+    """
+    if run is other:
+        return
+    if run.n_items != other.n_items:
+        raise InputError(
+            f"'{other.path}' has {other.n_items} items, '{run.path}' {run.n_items}; capture the same items."
+        )
+    for a, b in zip(run.items, other.items, strict=True):
+        if a.item_id != b.item_id:
+            raise InputError(
+                f"'{other.path}' has the item '{b.item_id}' where '{run.path}' has '{a.item_id}'; capture the same "
+                "items."
+            )
 
 
 def compare_traces(traces: Mapping[str, TraceResult]) -> list[tuple[str, ...]]:
@@ -373,6 +408,57 @@ def _row(layer: LayerTrace) -> tuple[str, ...]:
         text(result.p_adjusted if result else None),
         text(layer.silhouette),
     )
+
+
+def _series(layers: Sequence[LayerTrace]) -> list[LayerSeries]:
+    """Return the numbers along the depth that are no tests; those that no layer has are left out."""
+    agreed = [layer.agreement for layer in layers]
+    mapped = [layer.overlap for layer in layers]
+    columns: list[tuple[str, list[float | None], list[tuple[float, float] | None], list[float | None]]] = [
+        (
+            "CKA with the layer before",
+            [a.cka if a else None for a in agreed],
+            [a.cka_interval if a else None for a in agreed],
+            [a.cka_shuffled if a else None for a in agreed],
+        ),
+        (
+            "subspace shared with the layer before",
+            [a.subspace if a else None for a in agreed],
+            [None] * len(layers),
+            [a.subspace_shuffled if a else None for a in agreed],
+        ),
+        (
+            "label ARI with the layer before",
+            [a.ari if a else None for a in agreed],
+            [a.ari_interval if a else None for a in agreed],
+            [None] * len(layers),
+        ),
+        (
+            "best-cluster IoU with the masks",
+            [o.mean if o else None for o in mapped],
+            [None] * len(layers),
+            [o.control_mean if o else None for o in mapped],
+        ),
+        (
+            "silhouette",
+            [layer.silhouette for layer in layers],
+            [None] * len(layers),
+            [layer.silhouette_random for layer in layers],
+        ),
+    ]
+    return [
+        LayerSeries(
+            name=name,
+            unit=name.split(" ", 1)[0],
+            sites=tuple(layer.site for layer in layers),
+            values=tuple(values),
+            low=tuple(None if ends is None else ends[0] for ends in intervals),
+            high=tuple(None if ends is None else ends[1] for ends in intervals),
+            control=tuple(control),
+        )
+        for name, values, intervals, control in columns
+        if any(value is not None for value in values)
+    ]
 
 
 def _layer_json(layer: LayerTrace) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .crossfit import MIN_UNITS, unit_folds
+from .findings import Finding, Row
 from .pooling import TokenChoice, pool_items
 from .resample import Units, bootstrap_mean, shuffled, summarise_null, units_of
 from .result import Result, adjusted, cannot_say, number_text, plain_json, table
@@ -66,6 +67,20 @@ class WorldModelResult:
                 "verdict": self.verdict(),
                 "horizons": [r.to_json() for r in self.results],
             }
+        )
+
+    def finding(self) -> Finding:
+        """Return the numbers as they are kept in a run."""
+        return Finding(
+            measure="world model",
+            title=self.site,
+            verdict=self.verdict(),
+            rows=tuple(Row(site=self.site, result=one) for one in self.results),
+            settings={
+                "site": self.site,
+                "state_site": self.state_site,
+                "horizons": [one.name for one in self.results],
+            },
         )
 
 
