@@ -17,7 +17,7 @@ MAX_EXACT_NODES = 10_000
 MAX_DENSE_NODES = 512
 """Up to this many rows everything is computed in float64 by one full eigendecomposition."""
 
-HALF_NODES = 4096
+HALF_NODES = 2048
 """From this many rows on the affinities are computed in bfloat16 where that moves them by less than HALF_ERROR."""
 
 HALF_ERROR = 1e-3
