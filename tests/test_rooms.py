@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "vlascope"
 
 # A room may import rooms of a lower level only (and itself). Models read items, never the other way round.
 LEVELS = {
+    "card": 0,
     "errors": 0,
     "_version": 0,
     "files": 1,

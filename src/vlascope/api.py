@@ -367,5 +367,16 @@ class Cut:
 
         return video(self.result, episode=episode, site=site, upsample=upsample, speed=speed)
 
+    def _repr_html_(self) -> str:
+        import base64
+
+        from .views.tokens import TokenIndex
+
+        told = self.result._repr_html_()
+        if not any(TokenIndex(self.result).patch_sites()):
+            return told  # words alone: `.words()` draws them
+        png = base64.b64encode(self._repr_png_()).decode()
+        return f'{told}<img style="max-width:100%" alt="summary grid" src="data:image/png;base64,{png}">'
+
     def _repr_png_(self) -> bytes:
         return self.grid().to_png()

@@ -111,6 +111,13 @@ class Finding:
     settings: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
 
+    def _repr_html_(self) -> str:
+        from ..card import card
+        from .result import TABLE_HEAD
+
+        rows = [row.result.row() for row in self.rows]
+        return card(f"{self.measure}: {self.title}", text=self.verdict, head=TABLE_HEAD, rows=rows)
+
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
         return plain_json(

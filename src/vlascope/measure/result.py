@@ -94,6 +94,11 @@ class Result:
             ", ".join(f"{k} {number_text(v)}" for k, v in self.controls.items()),
         )
 
+    def _repr_html_(self) -> str:
+        from ..card import card
+
+        return card(self.name, head=TABLE_HEAD, rows=[self.row()])
+
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON scalars, lists and objects; NaN becomes null."""
         return plain_json(

@@ -68,6 +68,21 @@ class SavedCut:
         """The sites that were cut together, in the order of their rows."""
         return tuple(self.parts)
 
+    def _repr_html_(self) -> str:
+        from ..card import card
+
+        facts = [
+            ("tokens", f"{len(self.rgb):,}"),
+            ("eigenvectors", self.eigvecs.shape[1]),
+            ("K", ", ".join(map(str, self.labels))),
+            ("sites", ", ".join(self.sites)),
+            (
+                "settings",
+                ", ".join(f"{k} {self.params[k]}" for k in ("affinity", "color", "seed") if k in self.params),
+            ),
+        ]
+        return card(f"Cut of {self.run.path.name}", facts)
+
     def cluster_colors(self, k: int) -> NDArray[np.uint8]:
         """Return one colour per group, uint8 [k, 3]: the mean palette colour of its tokens, made distinct.
 

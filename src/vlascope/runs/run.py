@@ -90,6 +90,17 @@ class Run:
             f"sites={len(self.sites)}: {', '.join(list(self.sites)[:3])}{', ...' if len(self.sites) > 3 else ''})"
         )
 
+    def _repr_html_(self) -> str:
+        from ..card import card
+
+        rows = [(s.name, f"{self.acts(s.name).shape[0]:,} x {s.width}", s.dtype) for s in self.sites.values()]
+        facts = [
+            ("model", self.config["model"]["name"]),
+            ("items", self.n_items),
+            ("made", self.info.get("created", "")),
+        ]
+        return card(f"Run {self.path.name}", facts, head=("site", "tokens", "type"), rows=rows)
+
     @property
     def n_failed(self) -> int:
         """Items that could not be read and were skipped; they are listed in failures.jsonl."""

@@ -149,6 +149,22 @@ class Cards:
     path: Path
     facts: dict[str, Any]
 
+    def _repr_html_(self) -> str:
+        from ..card import card
+
+        rows = [
+            (c["latent"], f"first {c['level']:,}", f"{100 * c['density']:.3g} %", f"{c['p99']:.3g}",
+             f"{c['units']} of {self.facts['n_units']} {self.facts['over']}s",
+             ", ".join(str(p["latent"]) for p in c["parents"]), ", ".join(str(p["latent"]) for p in c["children"]))
+            for c in self.cards
+        ]  # fmt: skip
+        head = ("latent", "level", "active in", "99 % below", "seen in", "within", "contains")
+        facts = [
+            ("tokens", f"{self.facts['n_tokens']:,}"),
+            ("levels", ", ".join(map(str, self.facts["levels"]))),
+        ]
+        return card(f"Dictionary of {self.facts['site']}", facts, head=head, rows=rows)
+
     @property
     def cards(self) -> list[dict[str, Any]]:
         """One object per latent."""
