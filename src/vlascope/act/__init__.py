@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from .edits import ModelEdit, Together
     from .effects import Baseline, Effect, baseline, effect, effect_results
     from .knockout import Ablate, CutAttention, mean_values
+    from .monitor import Monitor
+    from .monitor_attacks import pgd_patch, trojan_direction
+    from .monitor_evaluate import AttackResult, evaluate_attack
+    from .monitor_fit import fit_monitor
+    from .monitor_report import MonitorReport, score_run
+    from .monitor_store import load_monitor, save_monitor
+    from .monitor_watch import MonitorWatcher
     from .paired import Comparison, compare
     from .patch import Pair, PatchingResult, make_pairs, patching
     from .rollout import ClosedLoop, Trial, closed_loop, play
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Ablate": "knockout",
+    "AttackResult": "monitor_evaluate",
     "Baseline": "effects",
     "Break": "breaking",
     "BreakResult": "breaking",
@@ -40,6 +48,9 @@ _LAZY = {
     "DoseResponse": "dose",
     "Effect": "effects",
     "ModelEdit": "edits",
+    "Monitor": "monitor",
+    "MonitorReport": "monitor_report",
+    "MonitorWatcher": "monitor_watch",
     "Pair": "patch",
     "PatchingResult": "patch",
     "Redirected": "steer",
@@ -56,23 +67,31 @@ _LAZY = {
     "dose_response": "dose",
     "effect": "effects",
     "effect_results": "effects",
+    "evaluate_attack": "monitor_evaluate",
     "find_breaks": "breaking",
+    "fit_monitor": "monitor_fit",
     "knockouts": "several",
     "latent_units": "steer",
     "load_direction": "saved",
+    "load_monitor": "monitor_store",
     "make_pairs": "patch",
     "mean_difference": "steer",
     "mean_values": "knockout",
     "patching": "patch",
+    "pgd_patch": "monitor_attacks",
     "play": "rollout",
     "random_directions": "steer",
     "random_latents": "steer",
     "save_direction": "saved",
+    "save_monitor": "monitor_store",
+    "score_run": "monitor_report",
+    "trojan_direction": "monitor_attacks",
     "word_direction": "words",
 }
 
 __all__ = [
     "Ablate",
+    "AttackResult",
     "Baseline",
     "Break",
     "BreakResult",
@@ -82,6 +101,9 @@ __all__ = [
     "DoseResponse",
     "Effect",
     "ModelEdit",
+    "Monitor",
+    "MonitorReport",
+    "MonitorWatcher",
     "Pair",
     "PatchingResult",
     "Redirected",
@@ -98,18 +120,25 @@ __all__ = [
     "dose_response",
     "effect",
     "effect_results",
+    "evaluate_attack",
     "find_breaks",
+    "fit_monitor",
     "knockouts",
     "latent_units",
     "load_direction",
+    "load_monitor",
     "make_pairs",
     "mean_difference",
     "mean_values",
     "patching",
+    "pgd_patch",
     "play",
     "random_directions",
     "random_latents",
     "save_direction",
+    "save_monitor",
+    "score_run",
+    "trojan_direction",
     "word_direction",
 ]
 

@@ -78,7 +78,8 @@ def save_sae(
     """
     path = Path(path)
     folded = sae.folded().cpu().float()
-    proof = np.ascontiguousarray(proof_td[:PROOF_ROWS], np.float32)
+    # A copy: a run may hand out memory that must not be written to.
+    proof = np.array(proof_td[:PROOF_ROWS], np.float32, order="C")
     expected = evaluate(folded, [proof])
     architecture = "topk" if sae.config.activation == "topk" else "jumprelu"
     tensors = {
