@@ -42,7 +42,8 @@ class Break:
         seed: The scene's seed.
         kind: Kind of change.
         size: Smallest change that fails; None when none of those tried does.
-        largest_done: Largest size below it that is still done, 0 for the unchanged scene.
+        largest_done: Largest size below it that is still done (in the same direction, where sizes are continuous), 0
+            for the unchanged scene.
         unit: Unit of both.
         says: The change in words.
         outcome: How the episode then fails.
@@ -83,7 +84,7 @@ class BreakResult:
     """Breaks of some scenes.
 
     Attributes:
-        breaks: One per scene that the model masters and kind of change.
+        breaks: One per scene that the model masters and kind of change that is possible there.
         broken: Per kind: share of those scenes that some change of the searched range breaks (Wilson interval).
         smallest: Per kind: median size of the smallest such change, over the scenes that broke.
         n_scenes: Scenes drawn.
@@ -183,6 +184,7 @@ def find_breaks(
         for start in mastered
         for name in names
     ]
+    grid = [one for one in grid if one[2]]  # no room for another object, say
     flat = [variant.trial for _, _, variants in grid for variant in variants]
     outcomes = iter([e.outcome for e in run(flat).episodes] if flat else [])
     searches = [
@@ -227,11 +229,27 @@ class _Search:
             (v.size for v, outcome in self.played if outcome == "success" and v.size < size), default=0.0
         )
 
+    def done_along(self, failed: Variant) -> float:
+        """Return the largest size below a failing change that was still done in the same direction."""
+        assert failed.again is not None
+        sizes = []
+        for variant, outcome in self.played:
+            if outcome == "success" and variant.size < failed.size:
+                same = failed.again(variant.size)
+                if same is not None and same.trial == variant.trial:
+                    sizes.append(variant.size)
+        return max(sizes, default=0.0)
+
     def halfway(self) -> Variant | None:
         found = self.worst()
         if found is None or found[0].again is None:
             return None
-        return found[0].again((found[0].size + self.done_below(found[0].size)) / 2)
+        return found[0].again((found[0].size + self.done_along(found[0])) / 2)
+
+    def _largest_done(self, found: tuple[Variant, str] | None, largest: float) -> float:
+        if found is None:
+            return self.done_below(largest + 1.0)
+        return self.done_below(found[0].size) if found[0].again is None else self.done_along(found[0])
 
     def result(self) -> Break:
         found = self.worst()
@@ -242,7 +260,7 @@ class _Search:
             seed=int(self.start.labels["seed"]),
             kind=self.kind,
             size=size,
-            largest_done=self.done_below(largest + 1.0 if size is None else size),
+            largest_done=self._largest_done(found, largest),
             unit=UNITS[self.kind],
             says="nothing fails" if found is None else found[0].says,
             outcome="success" if found is None else found[1],

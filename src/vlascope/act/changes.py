@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,42 +38,50 @@ class Variant:
     again: Callable[[float], Variant | None] | None = None
 
 
+_PURE = {"red": (1, 0.1, 0.1), "blue": (0.1, 0.2, 1), "green": (0.1, 0.8, 0.2), "yellow": (1, 0.9, 0.1)}
+
+
 def _position(start: Trial) -> Iterator[Variant]:
     """The target moves along or across the table, where there is room."""
     for axis, sign in (("x", 1), ("x", -1), ("y", 1), ("y", -1)):
+        yield from filter(None, (_moved(start, axis, sign, cm) for cm in (1.0, 2.0, 4.0, 8.0)))
 
-        def moved(cm: float, axis: str = axis, sign: int = sign) -> Variant | None:
-            target = start.instruction.target
-            spec = start.scene.objects[target]
-            new = dataclasses.replace(spec, **{axis: getattr(spec, axis) + sign * cm / 100})
-            scene = _with_object(start.scene, target, new)
-            if not (
-                X_RANGE[0] <= new.x <= X_RANGE[1] and Y_RANGE[0] <= new.y <= Y_RANGE[1] and _has_room(scene)
-            ):
-                return None
-            says = f"target {cm:.2g} cm along {'+' if sign > 0 else '-'}{axis}"
-            return Variant(
-                kind="position", size=cm, unit="cm", says=says,
-                trial=dataclasses.replace(start, scene=scene), again=moved,
-            )  # fmt: skip
 
-        yield from filter(None, (moved(cm) for cm in (1.0, 2.0, 4.0, 8.0)))
+def _moved(start: Trial, axis: str, sign: int, cm: float) -> Variant | None:
+    target = start.instruction.target
+    spec = start.scene.objects[target]
+    new = dataclasses.replace(spec, **{axis: getattr(spec, axis) + sign * cm / 100})
+    scene = _with_object(start.scene, target, new)
+    inside = X_RANGE[0] <= new.x <= X_RANGE[1] and Y_RANGE[0] <= new.y <= Y_RANGE[1]
+    if not (inside and _has_room(scene)):
+        return None
+    return Variant(
+        kind="position",
+        size=cm,
+        unit="cm",
+        says=f"target {cm:.2g} cm along {'+' if sign > 0 else '-'}{axis}",
+        trial=dataclasses.replace(start, scene=scene),
+        again=partial(_moved, start, axis, sign),
+    )
 
 
 def _colour(start: Trial) -> Iterator[Variant]:
     """The table takes on the target's colour."""
-    pure = {"red": (1, 0.1, 0.1), "blue": (0.1, 0.2, 1), "green": (0.1, 0.8, 0.2), "yellow": (1, 0.9, 0.1)}
-    goal = np.array(pure[start.scene.objects[start.instruction.target].colour])
+    yield from (_tinted(start, amount) for amount in (0.125, 0.25, 0.5, 0.75, 1.0))
 
-    def tinted(amount: float) -> Variant | None:
-        tint = (1 - amount) * np.array(start.scene.table_tint) + amount * goal
-        scene = start.scene.replace(table_tint=tuple(float(v) for v in tint))
-        return Variant(
-            kind="colour", size=amount, unit="share", says=f"table {amount:.0%} towards the target's colour",
-            trial=dataclasses.replace(start, scene=scene), again=tinted,
-        )  # fmt: skip
 
-    yield from filter(None, (tinted(a) for a in (0.125, 0.25, 0.5, 0.75, 1.0)))
+def _tinted(start: Trial, amount: float) -> Variant:
+    goal = np.array(_PURE[start.scene.objects[start.instruction.target].colour])
+    tint = (1 - amount) * np.array(start.scene.table_tint) + amount * goal
+    scene = start.scene.replace(table_tint=tuple(float(v) for v in tint))
+    return Variant(
+        kind="colour",
+        size=amount,
+        unit=UNITS["colour"],
+        says=f"table {amount:.0%} of the way to the target's colour",
+        trial=dataclasses.replace(start, scene=scene),
+        again=partial(_tinted, start),
+    )
 
 
 def _distractor(start: Trial) -> Iterator[Variant]:
@@ -80,7 +89,7 @@ def _distractor(start: Trial) -> Iterator[Variant]:
     scene, target = start.scene, start.instruction.target
     if len(scene.objects) >= MAX_OBJECTS:
         return
-    places = [(x, y) for x in np.linspace(*X_RANGE, 4) for y in np.linspace(*Y_RANGE, 5)]
+    places = [(x, y) for x in np.linspace(*X_RANGE, 11) for y in np.linspace(*Y_RANGE, 15)]
     spec = scene.objects[target]
     n = 0
     for colour in COLOURS:
@@ -107,34 +116,38 @@ def _distractor(start: Trial) -> Iterator[Variant]:
 
 def _lighting(start: Trial) -> Iterator[Variant]:
     """Darker or brighter pictures."""
-    for sign in (-1, 1):
+    yield from (_lit(start, sign, stops) for sign in (-1, 1) for stops in (0.25, 0.5, 1.0, 2.0))
 
-        def lit(stops: float, sign: int = sign) -> Variant | None:
-            scene = start.scene.replace(brightness=start.scene.brightness * 2 ** (sign * stops))
-            word = "brighter" if sign > 0 else "darker"
-            return Variant(
-                kind="lighting", size=stops, unit="stops", says=f"{stops:.2g} stops {word}",
-                trial=dataclasses.replace(start, scene=scene), again=lit,
-            )  # fmt: skip
 
-        yield from filter(None, (lit(s) for s in (0.25, 0.5, 1.0, 2.0)))
+def _lit(start: Trial, sign: int, stops: float) -> Variant:
+    scene = start.scene.replace(brightness=start.scene.brightness * 2 ** (sign * stops))
+    return Variant(
+        kind="lighting",
+        size=stops,
+        unit="stops",
+        says=f"{stops:.2g} stops {'brighter' if sign > 0 else 'darker'}",
+        trial=dataclasses.replace(start, scene=scene),
+        again=partial(_lit, start, sign),
+    )
 
 
 def _camera(start: Trial) -> Iterator[Variant]:
     """The camera moves sideways or up."""
-    for axis in (1, 2):
+    yield from (_shifted(start, axis, cm) for axis in (1, 2) for cm in (2.0, 5.0, 10.0, 20.0))
 
-        def shifted(cm: float, axis: int = axis) -> Variant | None:
-            by = [0.0, 0.0, 0.0]
-            by[axis] = cm / 100
-            shift = tuple(a + b for a, b in zip(start.scene.camera_shift, by, strict=True))
-            says = f"camera {cm:.2g} cm {'sideways' if axis == 1 else 'up'}"
-            return Variant(
-                kind="camera", size=cm, unit="cm", says=says,
-                trial=dataclasses.replace(start, scene=start.scene.replace(camera_shift=shift)), again=shifted,
-            )  # fmt: skip
 
-        yield from filter(None, (shifted(cm) for cm in (2.0, 5.0, 10.0, 20.0)))
+def _shifted(start: Trial, axis: int, cm: float) -> Variant:
+    shift = list(start.scene.camera_shift)
+    shift[axis] += cm / 100
+    scene = start.scene.replace(camera_shift=tuple(shift))
+    return Variant(
+        kind="camera",
+        size=cm,
+        unit="cm",
+        says=f"camera {cm:.2g} cm {'sideways' if axis == 1 else 'up'}",
+        trial=dataclasses.replace(start, scene=scene),
+        again=partial(_shifted, start, axis),
+    )
 
 
 def _table(start: Trial) -> Iterator[Variant]:
