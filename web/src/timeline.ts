@@ -88,6 +88,7 @@ export class Timeline {
   }
 
   private chart(episode: Episode | undefined, measured: Measured | undefined, curves: Series[], at: number): void {
+    this.canvas.classList.toggle("tall", !!measured && (measured.changes !== null || measured.anomaly !== null));
     const ratio = Math.min(2, devicePixelRatio || 1);
     const width = this.canvas.clientWidth, height = this.canvas.clientHeight;
     this.canvas.width = Math.round(width * ratio);
@@ -239,7 +240,9 @@ export class Timeline {
     ctx.moveTo(x(0), y + tall);
     values.forEach((v, f) => ctx.lineTo(x(f), at(v)));
     ctx.lineTo(x(values.length - 1), y + tall);
+    ctx.globalAlpha = 0.4;
     ctx.fill();
+    ctx.globalAlpha = 1;
     if (threshold !== null) {
       ctx.strokeStyle = css("--bad");
       ctx.beginPath();
