@@ -43,9 +43,8 @@ def test_steer_between_words_and_keep_the_direction(capsys, tmp_path):
 
 def test_directions_of_newer_versions_and_functions_are_refused(tmp_path, monkeypatch):
     model = load("mini-vla", device="cpu")
-    steer = SteerDirection(
-        site="language.1", direction=np.ones(128, np.float32), tokens=lambda layout: layout.kind == 0
-    )
+    ones = np.ones(128, np.float32)
+    steer = SteerDirection(site="language.1", direction=ones, tokens=lambda layout: layout.kind == 0)
     with pytest.raises(InputError, match="function"):
         save_direction(tmp_path / "a", steer, model=model)
     monkeypatch.setattr("vlascope.act.saved.SCHEMA", 2)

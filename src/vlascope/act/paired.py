@@ -28,7 +28,7 @@ class Comparison:
         won: Episodes that succeeded with the change only.
         wrong_object: Difference of the share of episodes that lifted an object which was not asked for.
         stopped_good: Share of the episodes that succeed unwatched which a watcher stopped, with Wilson interval;
-            "cannot say" without a watcher's vetoes or without successes.
+            "cannot say" without a watcher or without successes.
         stopped_bad: Share of the episodes that fail unwatched which it stopped.
         base: Name of the unchanged condition.
         change: Name of the changed one.
@@ -89,14 +89,13 @@ def compare(base: ClosedLoop, change: ClosedLoop, *, seed: int = 0) -> Compariso
         details={"base": base.success_rate, "change": change.success_rate, "lost": lost, "won": won},
     )  # fmt: skip
     stopped = np.array([v is not None for v in change.vetoes] or [False] * change.n)
-    watched = bool(stopped.any()) or change.edit == base.edit
     return Comparison(
         difference=difference,
         lost=lost,
         won=won,
         wrong_object=_paired("wrong object lifted, change - base", wrong[1] - wrong[0], seed=seed),
-        stopped_good=share("good episodes stopped", stopped[before], known=watched),
-        stopped_bad=share("bad episodes stopped", stopped[~before], known=watched),
+        stopped_good=share("good episodes stopped", stopped[before], known=change.watched),
+        stopped_bad=share("bad episodes stopped", stopped[~before], known=change.watched),
         base=base.edit,
         change=change.edit,
     )

@@ -67,12 +67,14 @@ class ClosedLoop(RolloutResult):
     Attributes:
         edit: Name of the edit that was active.
         vetoes: Per episode why it was stopped, None where it was not.
+        watched: Whether watchers could stop them.
         seconds: Wall time of playing, without loading.
         processes: Processes that played.
     """
 
     edit: str = "no edit"
     vetoes: tuple[Veto | None, ...] = ()
+    watched: bool = False
     seconds: float = 0.0
     processes: int = 1
 
@@ -207,6 +209,7 @@ def closed_loop(
         episodes=kept,
         edit=(edit or Nothing()).name,
         vetoes=played.vetoes,
+        watched=watcher is not None,
         seconds=played.seconds,
         processes=played.processes,
     )
