@@ -27,11 +27,12 @@ def test_what_carries_everything_restores_everything(mini, nouns):
     restored = by_name(found.restored)
     assert found.n_pairs == 7 and not found.skipped
     # Pictures come before the words here: patches cannot know the noun, words hold all of it.
-    assert restored["language.0 / text"].value == pytest.approx(1.0, abs=1e-3)
+    # (Tokens of the answer have looked at the words in block 0 already; that little is missing.)
+    assert restored["language.0 / text"].value == pytest.approx(1.0, abs=0.02)
     assert restored["language.5 / all"].value == pytest.approx(1.0, abs=1e-3)
     assert restored["language.0 / patch"].value == pytest.approx(0.0, abs=1e-3)
     action = by_name(found.action)
-    assert action["language.0 / text / action"].value == pytest.approx(1.0, abs=1e-3)
+    assert action["language.0 / text / action"].value == pytest.approx(1.0, abs=0.02)
     assert action["language.0 / patch / action"].value == pytest.approx(0.0, abs=1e-3)
     assert "comes back through" in found.verdict() and found.to_json()["n_pairs"] == 7
 
