@@ -300,6 +300,15 @@ def test_judging_attacks(monitor, wrong, fresh):
     same = [replace(one, onset=ONSET) for one in clean]
     nothing = evaluate_attack(monitor, attack="nothing", clean=clean, attacked=same)
     assert 0.35 < nothing.auroc.value < 0.65 and nothing.detected.share < 0.4
+    short = [replace(one, tokens=one.tokens[:ONSET]) for one in clean]
+    with pytest.raises(InputError, match="no clean episode lasts until step 3"):
+        evaluate_attack(monitor, attack="strange", clean=short, attacked=attacked)
+    # Scores that rise along every episode must not look like an attack.
+    late = [replace(one, tokens=one.tokens + np.arange(STEPS)[:, None, None] ** 2) for one in clean]
+    rising = evaluate_attack(
+        monitor, attack="none", clean=late[:15], attacked=[replace(one, onset=5) for one in late[15:]]
+    )
+    assert 0.3 < rising.auroc.value < 0.7
     with pytest.raises(InputError, match="need both"):
         evaluate_attack(monitor, attack="none", clean=clean, attacked=clean)
 

@@ -45,7 +45,7 @@ class AttackResult:
 
     Attributes:
         attack, detector, rule: What.
-        auroc: Frames after the onset against clean frames; interval over episodes.
+        auroc: Frames after the onset against clean frames of the same steps; interval over episodes.
         false_alarms: Clean episodes that raise an alarm.
         detected: Attacked episodes with an alarm at or after the onset (and none before).
         early: Attacked episodes with an alarm before the onset: false ones.
@@ -128,7 +128,8 @@ def evaluate_attack(
         seed: Seeds the bootstrap.
 
     Raises:
-        InputError: no clean or no attacked episodes, or attacked ones without an onset.
+        InputError: no clean or no attacked episodes, attacked ones without an onset, or clean ones that are over
+            before the first onset.
     """
     if not clean or not attacked or any(one.onset is None for one in attacked):
         raise InputError(
@@ -137,13 +138,17 @@ def evaluate_attack(
     fitted = monitor.use(detector)
     names, values, labels = [], [], []
     alarms = 0
+    # Clean frames of the same steps: scores follow the course of an episode, attacked or not.
+    low = min(one.onset for one in attacked if one.onset is not None)
+    high = max(len(one.tokens) for one in attacked)
     for one in clean:
         scores = monitor.frame_scores(monitor.patch_scores(one.tokens, detector=detector), camera=camera)
         limits = fitted.thresholds[monitor.group(one.task, camera)]
         alarms += limits.first_alarm(scores, rule=rule) is not None
-        names += [one.name] * len(scores)
-        values.append(scores)
-        labels.append(np.zeros(len(scores), bool))
+        same = scores[low:high]
+        names += [one.name] * len(same)
+        values.append(same)
+        labels.append(np.zeros(len(same), bool))
     found, early, delays, overlaps = 0, 0, [], []
     for one in attacked:
         assert one.onset is not None
@@ -163,6 +168,10 @@ def evaluate_attack(
             at = one.onset if first is None else first
             overlaps.append(patch_iou(patch[at] > fitted.patch_threshold, one.mask[at]))
     flat, truth = np.concatenate(values), np.concatenate(labels)
+    if truth.all():
+        raise InputError(
+            f"no clean episode lasts until step {low}, the first attacked one; there is nothing to compare."
+        )
     units = units_of(names, over="episode")
     details = {"clean_episodes": len(clean), "attacked_episodes": len(attacked)}
     auroc = Result(
