@@ -15,6 +15,7 @@ from .affinity import MAX_SCALE_ROWS, Kernel, has_half_products
 from .balance import local, local_power, n_neighbors, uniform_weights
 from .fitted import LOW_DEGREE, Fitted, health_of, place, signs, unexplained
 from .health import MIN_REACH
+from .rayleigh import N_SPARE, corrected
 from .rows import Rows, require_finite
 from .setup import CHUNK_ROWS, FEW_ROWS, Outcome, Settings, n_centroids
 
@@ -182,11 +183,16 @@ def fit_landmarks(
         features = None
         moments = _sampled_moments(rows, fast, points, white, screen, own, look.sums, settings)
 
-    values, mix = _solve(moments.gram.cpu(), moments.total.cpu(), settings.n_eig)
-    scale = torch.where(values > 0, values.clamp(min=1e-300).rsqrt(), 0.0)
-    fitted = Fitted(
-        fast, points, (mix * scale).to(device, torch.float32), white=white, total=moments.total.float()
-    )
+    is_corrected = features is not None and features.white is None and n <= FEW_ROWS and not is_custom
+    n_found = min(settings.n_eig + (N_SPARE if is_corrected else 0), len(moments.total))
+    values, mix = _solve(moments.gram.cpu(), moments.total.cpu(), max(settings.n_eig, n_found))
+    to_eig = mix * torch.where(values > 0, values.clamp(min=1e-300).rsqrt(), 0.0)
+    if is_corrected:
+        assert features is not None
+        values, turn = _corrected(rows, kernel, features, moments, to_eig, values, own, seed=settings.seed)
+        to_eig = to_eig @ turn
+    values, to_eig = values[: settings.n_eig], to_eig[:, : settings.n_eig]
+    fitted = Fitted(fast, points, to_eig.to(device, torch.float32), white=white, total=moments.total.float())
     eigvecs = torch.empty((n, settings.n_eig), dtype=torch.float32, device=device)
     n_near = n_neighbors(len(points), is_exact=False) if settings.balance == "uniform" else 0
     if n_near:
@@ -322,6 +328,29 @@ def _degree(features: _Explained, total: Tensor, own: Tensor | None, is_custom: 
             left = unexplained(features.formed(low))
             degree[low] += left if own is None else left * own[low]
     return degree.clamp_(min=1e-12)
+
+
+def _corrected(
+    rows: Rows,
+    kernel: Kernel,
+    features: _Explained,
+    moments: _Moments,
+    to_eig: Tensor,
+    values: Tensor,
+    own: Tensor | None,
+    *,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Return `rayleigh.corrected` of the vectors F to_eig / sqrt(degree)."""
+    total = moments.total.float()
+    degree = torch.cat(
+        [
+            _degree(features.part(at), total, None if own is None else own[at : at + CHUNK_ROWS], False)
+            for at in range(0, rows.n, CHUNK_ROWS)
+        ]
+    )
+    eigvecs = features.times(to_eig.to(degree.device, torch.float32)) * degree.rsqrt()[:, None]
+    return corrected(rows, kernel, features.values, eigvecs, degree, values, weights=own, seed=seed)
 
 
 def _sampled_moments(
