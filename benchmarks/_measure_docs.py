@@ -108,15 +108,14 @@ def _camera(found: Sequence[Facts]) -> list[str]:
     ]
 
 
-def _memoriser(found: Facts) -> list[str]:
+def _memoriser(found: Sequence[Facts]) -> list[str]:
     return [
         "### A planted memoriser",
         "",
-        "Features that name each frame (random vectors) and know nothing about it; asked where the target lies.",
+        "Features that name the episode and know nothing else; asked where the target lies. Frames held out at random",
+        "would have hidden it; the probes above never split an episode.",
         "",
-        *_probe_table([found]),
-        "",
-        f"Verdict: {found['verdict']}.",
+        *_probe_table(found),
     ]
 
 
