@@ -15,6 +15,7 @@ from vlascope.act.changes import KINDS_OF_CHANGE, LARGEST, UNITS, rewordings, wo
 from vlascope.act.rollout import Played, Trial
 from vlascope.errors import InputError
 from vlascope.sim import draw_task, instructions
+from vlascope.sim.episode import MAX_STEPS
 
 
 def trial(seed: int = 0) -> Trial:
@@ -129,8 +130,9 @@ def test_nothing_breaks_and_wrong_requests(monkeypatch):
 
 
 @pytest.mark.sim
-def test_both_episodes_come_back_as_items(mini):
+def test_both_episodes_come_back_as_items(mini, monkeypatch):
     pytest.importorskip("pybullet")
+    monkeypatch.setitem(MAX_STEPS, "pick", 3)
     start = trial()
     dark = dataclasses.replace(start, scene=start.scene.replace(brightness=0.1), told="fetch it")
     one = breaking.Break(

@@ -12,6 +12,7 @@ from vlascope.act import SteerDirection, load_direction, save_direction
 from vlascope.cli import main
 from vlascope.errors import InputError, RunVersionError
 from vlascope.models import load
+from vlascope.sim.episode import MAX_STEPS
 
 FEW = ("mini-vla", "demo:pick", "--items", "2", "-q", "--device", "cpu")
 
@@ -80,8 +81,9 @@ def test_wrong_requests_are_one_message(capsys, words, said):
 
 
 @pytest.mark.sim
-def test_rollout_plays_pairs(capsys, tmp_path):
+def test_rollout_plays_pairs(capsys, tmp_path, monkeypatch):
     pytest.importorskip("pybullet")
+    monkeypatch.setitem(MAX_STEPS, "pick", 3)
     out = tmp_path / "failed"
     facts = told(
         capsys, "rollout", "mini-vla", "--episodes", "1", "--seed", "3", "--cut", "patch:action", "--processes", "1",
