@@ -195,9 +195,11 @@ def closed_loop(
     if out is not None or failures_out is not None:
         from ..sim.record import write_episodes
 
-        if out is not None:
-            write_episodes(out, played.episodes)
-        failed = [e for e in played.episodes if not e.success]
+        # An episode that was stopped before its first action has no picture to write.
+        shown = [e for e in played.episodes if e.n_steps]
+        if out is not None and shown:
+            write_episodes(out, shown)
+        failed = [e for e in shown if not e.success]
         if failures_out is not None and failed:
             write_episodes(failures_out, failed)
     kept = tuple(
