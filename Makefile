@@ -23,7 +23,7 @@ venv: setup
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"vlascope needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Try: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_EXTRA) -c constraints.txt -e '.[sim,data,measure,eval,app,ray,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_EXTRA) -c constraints.txt -e '.[sim,data,measure,eval,app,notebook,rerun,ray,dev]'
 	@touch $@
 
 demo: $(STAMP) ## run the whole pipeline on two embedded robot episodes (about a minute)
