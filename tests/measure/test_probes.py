@@ -164,3 +164,19 @@ def test_what_cannot_be_probed_says_so():
     flat = probe_arrays(np.ones((20, 3)), np.random.default_rng(0).normal(size=(20, 1)),
                         units_of(np.arange(20)), outputs=("y",))  # fmt: skip
     assert "constant features" in flat.verdict()
+
+
+def test_the_camera_pose_is_its_place_and_where_it_looks():
+    from types import SimpleNamespace
+
+    from vlascope.measure.labels import item_numbers
+
+    half_turn = np.diag([-1.0, 1.0, -1.0, 1.0])  # about the y axis: the camera looks along +z
+    half_turn[:3, 3] = [3.0, 5.0, 7.0]
+    items = [SimpleNamespace(pose=pose, labels={}) for pose in (np.eye(4), None, half_turn)]
+    run = SimpleNamespace(items=items, n_items=3)
+    rows, values, names = item_numbers(run, ["pose"])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(rows, [0, 2])
+    np.testing.assert_array_equal(values, [[0, 0, 0, 0, 0, -1], [3, 5, 7, 0, 0, 1]])
+    assert names == tuple(f"pose.{j}" for j in range(6))
+    np.testing.assert_array_equal(item_numbers(run, ["pose.1"])[1], [[0], [5]])  # type: ignore[arg-type]

@@ -207,6 +207,11 @@ def test_failures_that_announce_themselves_are_warned_of_in_time():
     assert found.caught.value == 1.0 and found.caught.found
     assert found.lead.value is not None and 5 <= found.lead.value <= 7
     assert found.caught.controls["false alarms in successes"] <= 0.1
+    assert found.threshold is not None
+    for one in lines:
+        over = np.flatnonzero(found.oddity[one.episode] > found.threshold)
+        assert len(found.oddity[one.episode]) == one.n_frames
+        assert found.alarms[one.episode] == (over[0] if len(over) else None)
     late = compare_outcomes(lines, n_permutations=99)
     assert all(r.found for r in late) and late[0].value is not None and late[0].value > 0.3
     assert late[0].details["time"] > 0.8
