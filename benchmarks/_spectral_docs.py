@@ -28,6 +28,9 @@ def write_page(results: Path) -> Path:
     """Write docs/spectral-benchmark.md and return its path."""
     sections = json.loads(results.read_text())["sections"]
     rows = {name: section["rows"] for name, section in sections.items()}
+    colours = results.parent / results.name.replace("spectral", "palettes")
+    if colours.exists():  # from `python -m benchmarks.palettes`, which may be run set by set
+        rows["colours"] = json.loads(colours.read_text())["results"]["rows"]
     env = next(iter(sections.values()))["environment"]
     loads = ", ".join(
         f"{name} {section['environment']['load_at_start']}" for name, section in sections.items()
@@ -104,7 +107,9 @@ def _speed(rows: Rows) -> str:
         out += [
             "",
             f"From {first['n']:,} to {last['n']:,} rows the time per row in bounded memory changes by a factor of "
-            f"{growth:.2f}.",
+            f"{growth:.2f}, and the memory beyond the result from "
+            f"{first['bounded_gigabytes'] - first['n'] * 80e-9:.2f} GB to "
+            f"{last['bounded_gigabytes'] - last['n'] * 80e-9:.2f} GB.",
         ]
     return "\n".join([*out, ""])
 
@@ -191,6 +196,27 @@ def _clicks(rows: Rows) -> str:
     )
 
 
+def _colours(rows: Rows) -> str:
+    out = [
+        "## Colours of 50,000 tokens",
+        "",
+        "Fitting and colouring, by `python -m benchmarks.palettes`: seconds of the processor on one thread, and "
+        "trustworthiness (1: the neighbours among the colours are those among the eigenvectors, by angle).",
+        "",
+        "| colours | tokens | seed | vlascope | ncut_pytorch | times faster | trustworthiness | of ncut_pytorch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        theirs = [row.get(key) for key in ("peer_cpu_seconds", "ratio", "peer_trust")]
+        if theirs[0] is None:
+            theirs = ["not installed", "", ""]
+        else:
+            theirs = [f"{theirs[0]:.1f} s", f"{theirs[1]:.1f}", f"{theirs[2]:.3f}"]
+        what = f"| {row['method']} | {row['set']} | {row['seed']} | {row['cpu_seconds']:.1f} s "
+        out.append(what + f"| {theirs[0]} | {theirs[1]} | {row['trust']:.3f} | {theirs[2]} |")
+    return "\n".join([*out, ""])
+
+
 def _any(title: str) -> Any:
     def write(rows: Rows) -> str:
         keys = list(dict.fromkeys(key for row in rows for key in row))
@@ -210,7 +236,7 @@ WRITERS = {
     "balance": _balance,
     "groups": _groups,
     "clicks": _clicks,
-    "colours": _any("Colours of 50,000 tokens"),
+    "colours": _colours,
     "gpu": _any("On a GPU"),
 }
 

@@ -1,6 +1,8 @@
 """Colours of 50,000 tokens: t-SNE, UMAP and M-space against ncut_pytorch 3.2.0's, time and trustworthiness.
 
-    python -m benchmarks.palettes [--quick] [--only tsne umap mspace] [--seeds 3]
+    python -m benchmarks.palettes [--quick] [--only tsne umap mspace] [--sets mixture] [--seeds 0 1 2]
+
+Rows of other methods, sets and seeds that benchmarks/results/palettes.json holds are kept.
 
 Both get the same 20 eigenvectors (vlascope's cut of an imbalanced mixture, and of mini-vla's 43,000
 patch tokens) in one
@@ -26,12 +28,14 @@ import torch
 
 from benchmarks import _spectral_data as data
 from benchmarks._measure import Cost, cost
-from benchmarks._record import environment, save
+from benchmarks._record import RESULTS, environment, save
+from vlascope.files import read_json
 from vlascope.palette import Palette
 from vlascope.spectral import NystromNCut
 
 Row = dict[str, Any]
 METHODS = ("tsne", "umap", "mspace")
+SEEDS = (0, 1, 2)
 N_TOKENS = 50_000
 N_JUDGED = 2_500
 PEER_STEPS = 3_000  # its default
@@ -50,28 +54,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed, the mixture, 20,000 tokens")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     args = parser.parse_args()
     env = environment()
-    found: list[Row] = []
-    for row in rows(args.quick, methods=args.only, n_seeds=args.seeds):
-        found.append(row)
+    name = "palettes-quick" if args.quick else "palettes"
+    for row in rows(args.quick, methods=args.only, seeds=args.seeds, sets=args.sets):
         print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-        save(
-            "palettes-quick" if args.quick else "palettes", environment=env, results={"rows": found}
-        )  # after each: long
+        path = RESULTS / f"{name}.json"
+        found = read_json(path)["results"]["rows"] if path.exists() else []
+        order = {_key(one): one for one in [*found, row]}
+        save(name, environment=env, results={"rows": [order[key] for key in sorted(order)]})
 
 
-def rows(quick: bool, *, methods: Sequence[str] = METHODS, n_seeds: int = 3) -> Iterator[Row]:
+def _key(row: Row) -> tuple[int, int, int]:
+    return METHODS.index(row["method"]), list(SETS).index(row["set"]), row["seed"]
+
+
+def rows(
+    quick: bool, *, methods: Sequence[str] = METHODS, seeds: Sequence[int] = SEEDS, sets: Sequence[str] = ()
+) -> Iterator[Row]:
     """Yield one row per method, token set and seed; a set or peer method that is not installed is left out, aloud."""
     n_tokens = 20_000 if quick else N_TOKENS
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for name, make in SETS.items():
-            if quick and name != "mixture":
+            if (quick and name != "mixture") or (sets and name not in sets):
                 continue
-            for seed in range(1 if quick else n_seeds):
+            for seed in seeds[: 1 if quick else None]:
                 try:
                     tokens = make(n_tokens, seed)
                 except data.Missing as why:
