@@ -100,3 +100,12 @@ def test_the_how_to_for_an_own_model_runs_as_written(tmp_path, capsys):
     image = np.random.default_rng(0).integers(0, 255, (37, 53, 3), dtype=np.uint8)
     run = vs.capture(names["model"], vs.items([image]), sites="*", out=tmp_path / "run", quiet=True)
     assert {name: run.acts(name).shape for name in run.sites} == {"0": (784, 16), "2": (784, 32)}
+
+
+def test_the_how_to_for_own_data_runs_as_written(capsys):
+    texts = [text for page, text in blocks("python") if "own-data" in page]
+    assert len(texts) == 2
+    for text in texts:
+        exec(compile(text, "own-data.md", "exec"), {})
+    clips, skipped = capsys.readouterr().out.splitlines()
+    assert clips.split()[1].startswith("ep") and skipped.endswith("[]")
