@@ -25,7 +25,7 @@ class Args(Common):
     single: OptionalText = None
     """layer of the methods that take one (default: the last of the layers)"""
     method: Annotated[tuple[str, ...], arg(metavar="METHOD...", help_behavior_hint="")] = ()
-    """ncut, joint, nave, kmeans, pca, lost, tokencut, slic, pixels, tiles (default: all)"""
+    """ncut, ncut-uniform, joint, nave, kmeans, pca, lost, tokencut, slic, pixels, tiles (default: all)"""
     k: int = 5
     """segments per image, or in all with --scope joint"""
     scope: Literal["image", "joint"] = "image"

@@ -136,8 +136,8 @@ def segment(
         features: See `read_features`.
         method: One of `method_names`.
         k: Segments per image ("image") or over all images ("joint"). LOST, TokenCut and PCA always make two.
-        scope: Whether images are segmented one by one or together; only "ncut", "joint", "nave", "kmeans" and
-            "pixels" can do the latter, all others go image by image.
+        scope: Whether images are segmented one by one or together; only "ncut", "ncut-uniform", "joint", "nave",
+            "kmeans" and "pixels" can do the latter, all others go image by image.
         seed: Seeds everything random.
 
     Raises:
@@ -179,18 +179,29 @@ def _in_scope(
 
 @_method("ncut", "Normalized Cut of the layer, k-way")
 def _ncut(run: Run, features: Features, k: int, scope: Scope, seed: int) -> list[Segments]:
+    return _cut(features, k, scope, seed, balance="density", rounding="kmeans")
+
+
+@_method(
+    "ncut-uniform",
+    "Normalized Cut in which sparse regions count as much as dense ones, rotated to groups (Yu and Shi)",
+)
+def _ncut_uniform(run: Run, features: Features, k: int, scope: Scope, seed: int) -> list[Segments]:
+    return _cut(features, k, scope, seed, balance="uniform", rounding="rotation")
+
+
+def _cut(
+    features: Features, k: int, scope: Scope, seed: int, *, balance: str, rounding: str
+) -> list[Segments]:
     from ..spectral import NystromNCut, kway
 
     def groups(batch: Sequence[int]) -> NDArray[np.int64]:
         rows = np.concatenate([features.main[i].rows_nd for i in batch])
         if not np.ptp(rows, axis=0).any():
             return np.zeros(len(rows), np.int64)
-        eigvecs = NystromNCut(min(k, len(rows)), seed=seed).fit_transform(rows)
-        return (
-            kway(eigvecs, min(k, len(rows)), method="kmeans", seed=seed)
-            .labels[min(k, len(rows))]
-            .astype(np.int64)
-        )
+        n = min(k, len(rows))
+        eigvecs = NystromNCut(n, balance=balance, seed=seed).fit_transform(rows)
+        return kway(eigvecs, n, method=rounding, seed=seed).labels[n].astype(np.int64)
 
     return _in_scope(features.main, scope, groups)
 
