@@ -184,7 +184,7 @@ def _ncut(run: Run, features: Features, k: int, scope: Scope, seed: int) -> list
 
 @_method(
     "ncut-uniform",
-    "Normalized Cut in which sparse regions count as much as dense ones, rotated to groups (Yu and Shi)",
+    "Normalized Cut, sparse regions counting as much as dense ones, rotated to groups",
 )
 def _ncut_uniform(run: Run, features: Features, k: int, scope: Scope, seed: int) -> list[Segments]:
     return _cut(features, k, scope, seed, balance="uniform", rounding="rotation")
