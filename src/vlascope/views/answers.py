@@ -65,7 +65,7 @@ def answers(
             f"answer: {said[i]}{'' if said[i] == found.truth[i] else ' (wrong)'}" if found.answers else ""
         )
         rows.append(SheetRow(caption=f"truth: {found.truth[i]}", note=answer, panels=[panel, *framed]))
-    sites = [layer.site for layer in found.layers]
+    sites, verdict = [layer.site for layer in found.layers], found.verdict()
     groups, columns = split_names(sites)
     params = {
         "view": "answers",
@@ -82,7 +82,7 @@ def answers(
         columns=["input", *columns],
         groups=["", *groups],
         title=f"Do the groups of {model_name(run)} follow the truth or its answers?",
-        subtitle=f"Frames: the group of the image at each layer. {found.verdict()}.",
+        subtitle=f"Frames: the group of the image at each layer. {verdict[:1].upper()}{verdict[1:]}.",
         footer=(
             f"run {run.path.name} · {found.n_groups} groups of {count(len(found.items), 'item')}, k-means per layer · "
             f"vlascope {__version__}"
