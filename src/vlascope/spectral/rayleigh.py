@@ -84,6 +84,7 @@ def corrected(
         torch.diag(values[1:n_used]) + known + estimated, torch.eye(n_used - 1, dtype=torch.float64) + grown
     )
     out = values.clone()
+    out[0] = 1.0  # with the whole degrees the constant function is an eigenvector of exactly this value
     out[1:n_used] = found.clamp(min=1e-6, max=1)
     turn[1:n_used, 1:n_used] = mix
     return out, turn
