@@ -30,3 +30,9 @@ def cut_of(run):
     from vlascope.spectral.cut import cut_run
 
     return cut_run(run, sites=tuple(run.sites), n_eig=6, k=(3, 5), color="pca", seed=0)
+
+
+def client_of(app, **options):
+    from starlette.testclient import TestClient
+
+    return TestClient(app, base_url="http://127.0.0.1:8899", raise_server_exceptions=False, **options)

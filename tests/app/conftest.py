@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `app_runs`, whatever the import mode
 
-from app_runs import cut_of, make_run
+from app_runs import client_of, cut_of, make_run
 
 
 @pytest.fixture(scope="session")
@@ -41,12 +41,6 @@ def pair(run, second_run):
     from vlascope.app import open_books
 
     return open_books([run, second_run])
-
-
-def client_of(app, **options):
-    from starlette.testclient import TestClient
-
-    return TestClient(app, base_url="http://127.0.0.1:8899", raise_server_exceptions=False, **options)
 
 
 @pytest.fixture

@@ -159,8 +159,7 @@ def test_the_page_may_ask_for_every_palette():
 
 
 def test_what_was_measured_about_an_episode(tmp_path):
-    from app_runs import cut_of, make_run
-    from conftest import client_of
+    from app_runs import client_of, cut_of, make_run
 
     from vlascope.app import create_app, open_books
     from vlascope.measure import EpisodeSeries, Finding, keep
