@@ -191,7 +191,7 @@ def large_accuracy(quick: bool) -> Iterator[Row]:
     Exact eigenvectors are out of reach there; by Ky Fan's theorem no k-dimensional space captures more than the
     exact one, so that more is better without a reference. The operator is applied exactly, block by block.
     """
-    n = 40_000 if quick else 100_000
+    n = 20_000 if quick else 100_000
     x = data.mixture(n, 1)
     sigma = _sigma(x[:20_000], 0.05)
     ours = NystromNCut(20, scale=sigma).fit_transform(x)
