@@ -35,7 +35,7 @@ from _sae_peers import MATRYOSHKA, SYSTEMS
 from torch import Tensor
 
 from vlascope.files import read_json, write_json
-from vlascope.sae.discovery import wilson
+from vlascope.sim import wilson_interval
 
 LEVELS = (64, 256, 1024, 2048)
 
@@ -237,14 +237,14 @@ def discovery(args: argparse.Namespace) -> dict[str, Any]:
     wrong = sum(bool(one) for one in finds)
     out["null"] = {
         "runs": args.runs, "runs_with_a_false_discovery": wrong, "share": wrong / args.runs,
-        "interval": wilson(wrong, args.runs), "false_discoveries": sum(len(one) for one in finds),
+        "interval": wilson_interval(wrong, args.runs), "false_discoveries": sum(len(one) for one in finds),
     }  # fmt: skip
     for effect in (0.75, 1.0, 1.5):
         finds = [search(10_000 + seed, effect) for seed in range(args.runs // 2)]
         hits = sum(3 in one for one in finds)
         shares = [len(one - {3}) / max(1, len(one)) for one in finds]
         out[f"planted, {effect} sd"] = {
-            "runs": len(finds), "power": hits / len(finds), "interval": wilson(hits, len(finds)),
+            "runs": len(finds), "power": hits / len(finds), "interval": wilson_interval(hits, len(finds)),
             "false_discovery_rate": float(np.mean(shares)),
         }  # fmt: skip
     return out

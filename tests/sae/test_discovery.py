@@ -13,8 +13,8 @@ from vlascope.errors import InputError
 from vlascope.sae import MatryoshkaSAE, SAEConfig, discover, discover_arrays, latent_statistics, make_cards
 from vlascope.sae.cards import relatives
 from vlascope.sae.checkpoint import Checkpoint
-from vlascope.sae.discovery import wilson
 from vlascope.sae.factorial import factor_effect, interaction_effect, make_design
+from vlascope.sim import wilson_interval
 
 N_LATENTS = 60
 
@@ -109,7 +109,7 @@ def test_designs_without_all_cells_are_refused(design, words):
 
 
 def test_wilson_interval():
-    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-5)
+    assert wilson_interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-5)
 
 
 class Captured(PlantedRun):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..progress import progress
+from ..sim.rollout import wilson_interval
 from .cards import _encoded, _rows_of_items, _site
 from .checkpoint import Checkpoint
 from .factorial import Design, Effects, detectable_effect, factor_effect, interaction_effect, make_design
@@ -320,13 +321,7 @@ def _validate(
     both = np.isin(strata, np.intersect1d(strata[has], strata[~has]))
     high, low = x[both & has].mean(), x[both & ~has].mean()
     right = (unseen - (high + low) / 2) * np.sign(high - low) > 0
-    return float(right.mean()), wilson(int(right.sum()), len(right))
-
-
-def wilson(k: int, n: int, *, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of k out of n."""
-    centre, spread = k + z * z / 2, z * np.sqrt(k * (n - k) / n + z * z / 4)
-    return float((centre - spread) / (n + z * z)), float((centre + spread) / (n + z * z))
+    return float(right.mean()), wilson_interval(int(right.sum()), len(right))
 
 
 def _effect(
