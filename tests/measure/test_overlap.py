@@ -9,6 +9,7 @@ import pytest
 
 from vlascope.errors import InputError
 from vlascope.measure import best_overlap, best_overlap_iou, paired_interval
+from vlascope.measure.overlap import PixelClusters
 from vlascope.models.layout import grid_tokens
 
 ROWS, COLS, PATCH = 3, 5, 7
@@ -111,3 +112,27 @@ def test_missing_masks_say_so():
     run, cut = _fake_run(3, planted=True, seed=0)
     with pytest.raises(InputError, match="no item of this run has a mask 'depth'"):
         best_overlap(run, cut, site="vision.0", k=2, mask="depth")
+
+
+def test_one_control_for_layers_with_the_same_patches(monkeypatch):
+    from vlascope.measure import overlap
+
+    run, cut = _fake_run(11, planted=True, seed=3)
+    alone = best_overlap(run, cut, site="vision.0", k=2)
+    asked = []
+    whole = overlap.patch_pixels
+    monkeypatch.setattr(overlap, "patch_pixels", lambda *a: asked.append(1) or whole(*a))
+    pixels = PixelClusters(run, k=2)
+    for _ in range(2):
+        again = best_overlap(run, cut, site="vision.0", k=2, pixels=pixels)
+        np.testing.assert_array_equal(again.control_iou, alone.control_iou)
+        np.testing.assert_array_equal(again.iou, alone.iou)
+        assert again.interval == alone.interval
+    assert len(asked) == 1, "the pixels of the same patches are grouped once"
+    table = run.tokens("vision")
+    half = pixels.labels(range(11), table.item, table.box / 2)
+    assert len(asked) == 2, "other patches are grouped anew"
+    assert (half != pixels.labels(range(11), table.item, table.box)).any()
+    assert (pixels.labels([4], table.item, table.box) >= 0).sum() == ROWS * COLS, "only the items asked for"
+    with pytest.raises(InputError, match="k=2 and seed=0; need k=3, seed=0"):
+        best_overlap(run, cut, site="vision.0", k=3, pixels=pixels)

@@ -154,6 +154,50 @@ class OverlapResult:
         return f"{text}; difference {self.difference:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] over {self.unit}s"
 
 
+class PixelClusters:
+    """The control that knows no model: k-means on the raw pixels of patches, all images jointly.
+
+    Layers that cover an image with the same patches (all blocks of a vision transformer, say) share one answer, which
+    is therefore kept.
+
+    Args:
+        run: The run.
+        k: Number of clusters.
+        seed: Seeds k-means.
+    """
+
+    def __init__(self, run: Run, *, k: int, seed: int = 0) -> None:
+        self.run, self.k, self.seed = run, k, seed
+        self._known: list[tuple[tuple[NDArray, ...], NDArray[np.int64]]] = []
+
+    def labels(
+        self, items: Sequence[int], item_of_patch: NDArray[np.integer], box: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        """Return int64 [n_patches], the cluster of every patch (resampled to 8 x 8); -1 outside `items`.
+
+        Args:
+            items: Items that take part.
+            item_of_patch: int [n_patches].
+            box: float32 [n_patches, 4], the patches in pixels of their image.
+        """
+        asked = (np.asarray(items), item_of_patch, box)
+        for before, clusters in self._known:
+            if all(np.array_equal(a, b) for a, b in zip(before, asked, strict=True)):
+                return clusters
+        kept = np.isin(item_of_patch, items)
+        clusters = np.full(len(box), -1, np.int64)
+        clusters[kept] = self._kmeans(patch_pixels(self.run, item_of_patch[kept], box[kept]))
+        self._known.append((asked, clusters))
+        return clusters
+
+    def _kmeans(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+        from sklearn.cluster import KMeans
+
+        n_distinct = len(np.unique(vectors, axis=0))
+        model = KMeans(n_clusters=min(self.k, n_distinct), n_init=4, random_state=self.seed)  # pyright: ignore[reportArgumentType]
+        return model.fit_predict(vectors).astype(np.int64)
+
+
 def best_overlap(
     run: Run,
     cut: CutResult,
@@ -164,6 +208,7 @@ def best_overlap(
     regions: Sequence[str] | None = None,
     exclude: Sequence[str] = ("background", "table", "arm", "pad"),
     seed: int = 0,
+    pixels: PixelClusters | None = None,
 ) -> OverlapResult:
     """Return how well the clusters of a cut match the masks of a run, with k-means on raw pixels as control.
 
@@ -180,12 +225,19 @@ def best_overlap(
         regions: Names of the regions to look for; None takes all but `exclude`.
         exclude: Names that are left out when `regions` is None.
         seed: Seed of the control's k-means and of the bootstrap.
+        pixels: The control, kept over several layers of one run; None makes one. Its k and seed must be these.
 
     Raises:
-        InputError: no item has that mask, or the site has no patch tokens.
+        InputError: no item has that mask, the site has no patch tokens, or `pixels` is of another run, k or seed.
 
-    Cost: one k-means on n_tokens x patch pixels, and O(pixels) per item.
+    Cost: one k-means on n_tokens x patch pixels (once for all layers that share `pixels` and have the same patches),
+    and O(pixels) per item.
     """
+    pixels = PixelClusters(run, k=k, seed=seed) if pixels is None else pixels
+    if (pixels.run, pixels.k, pixels.seed) != (run, k, seed):
+        raise InputError(
+            f"the given control is of another run, or of k={pixels.k} and seed={pixels.seed}; need k={k}, seed={seed}."
+        )
     part = cut.parts[site]
     tokens = run.tokens(part.layout)
     rows = part.token_rows
@@ -203,7 +255,7 @@ def best_overlap(
             "such as episodes of the simulator."
         )
     names = tuple(regions) if regions is not None else _region_names(run, items, mask, exclude)
-    control = _pixel_kmeans(run, items, item_of_patch, box, k=k, seed=seed)
+    control = pixels.labels(items, item_of_patch, box)
 
     shape = (len(items), len(names))
     iou, control_iou = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -253,19 +305,3 @@ def _region_names(run: Run, items: Sequence[int], mask: str, exclude: Sequence[s
     if not names:
         raise InputError(f"the mask '{mask}' names no region besides {list(exclude)}; give `regions`.")
     return tuple(names)
-
-
-def _pixel_kmeans(
-    run: Run, items: Sequence[int], item_of_patch: NDArray, box: NDArray, *, k: int, seed: int
-) -> NDArray[np.int64]:
-    """Return int64 [n_patches], k-means clusters of the raw pixels of every patch (resampled to 8 x 8)."""
-    from sklearn.cluster import KMeans
-
-    kept = np.isin(item_of_patch, items)
-    vectors = np.zeros((len(box), 8 * 8 * 3), np.float32)
-    vectors[kept] = patch_pixels(run, item_of_patch[kept], box[kept])
-    clusters = np.full(len(box), -1, np.int64)
-    n_distinct = len(np.unique(vectors[kept], axis=0))
-    model = KMeans(n_clusters=min(k, n_distinct), n_init=4, random_state=seed)  # pyright: ignore[reportArgumentType]
-    clusters[kept] = model.fit_predict(vectors[kept])
-    return clusters
