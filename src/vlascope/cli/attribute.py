@@ -42,6 +42,8 @@ class Args(Common):
     """where to compute"""
     keep: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """run in whose report the numbers shall appear"""
+    steps: int = 5
+    """shares of patches at which the action is asked (insertion, deletion)"""
     seed: int = 0
     """seed of everything random"""
 
@@ -66,7 +68,9 @@ def run(args: Args) -> int:
         results += _groups(args, model, chosen)
     if args.dof is not None or args.site is None:
         say(args, f"asking which patches of {len(chosen)} items move the action")
-        results += insertion_deletion(model, chosen, dof=args.dof or 0, method=args.method, seed=args.seed)
+        results += insertion_deletion(
+            model, chosen, dof=args.dof or 0, method=args.method, n_steps=args.steps, seed=args.seed
+        )
     results = adjusted(results)
     facts = {"model": args.model, "data": args.data, "results": [r.to_json() for r in results]}
     if kept_in is not None:
@@ -98,6 +102,7 @@ def _finding(args: Args, results: Sequence[Result]) -> Finding:
             "k": args.k,
             "remove": args.remove,
             "items": args.items,
+            "steps": args.steps,
             "seed": args.seed,
         },
     )
@@ -107,6 +112,7 @@ def _groups(args: Args, model, chosen):
     import numpy as np
 
     from ..measure.attribution import cluster_channels
+    from ..measure.resample import units_of
     from ..models.layout import KINDS
     from ..spectral.gradients import MAX_TOKENS
     from ..spectral.kway import kway
@@ -114,12 +120,14 @@ def _groups(args: Args, model, chosen):
 
     batch = model.prepare(chosen)
     (site,) = model.resolve(args.site)[:1]
-    parts = []
-    for layout, values in zip(
-        batch.layouts[site.layout], model.capture(batch, [site])[site.name], strict=True
-    ):
+    parts, owners = [], []
+    captured = model.capture(batch, [site])[site.name]
+    for item, layout, values in zip(chosen, batch.layouts[site.layout], captured, strict=True):
         parts.append(values.detach().cpu().float().numpy()[layout.kind == KINDS.index("patch")])
+        owners += [item.item_id if item.episode is None else f"episode {item.episode}"] * len(parts[-1])
     x = np.concatenate(parts)[:MAX_TOKENS]
+    over = "item" if any(item.episode is None for item in chosen) else "episode"
+    units = units_of(owners[: len(x)], over=over)
     eigvecs = NystromNCut(max(args.k, 2), seed=args.seed).fit_transform(x)
     labels = kway(eigvecs, [args.k], seed=args.seed).labels[args.k]
-    return cluster_channels(x, labels, n_remove=args.remove, seed=args.seed)[1]
+    return cluster_channels(x, labels, n_remove=args.remove, units=units, seed=args.seed)[1]

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..spectral.gradients import Attribution, attribute_channels
 from ..spectral.kway import kway
 from ..spectral.nystrom import NystromNCut
-from .resample import summarise_null
+from .resample import Units, bootstrap_weights, percentile_interval, summarise_null
 from .result import Result, adjusted, cannot_say
 
 N_RANDOM = 39
@@ -25,6 +25,7 @@ def cluster_channels(
     n_remove: int | None = None,
     n_random: int = N_RANDOM,
     density: float = DENSITY,
+    units: Units | None = None,
     seed: int = 0,
 ) -> tuple[Attribution, list[Result]]:
     """Remove the channels that matter most to each group, cut again, and see whether the group is still there.
@@ -39,7 +40,8 @@ def cluster_channels(
         n_remove: Channels to remove; None takes a tenth of them, at least one.
         n_random: Random sets of channels, at least 19.
         density: Mean affinity of the graph whose gradients are taken.
-        seed: Seeds the cuts and the random sets.
+        units: The item (or episode) of each token, resampled whole for the interval; None gives no interval.
+        seed: Seeds the cuts, the random sets and the bootstrap.
 
     Returns:
         The attribution, and one result per group (corrected over groups): "dissolved", 0..1, with random channels as
@@ -60,6 +62,9 @@ def cluster_channels(
         raise InputError(
             f"got n_remove={n_remove} of {width} channels, n_random={n_random}; need 1..{width - 1} and at least 19."
         )
+    if units is not None and len(units.ids) != len(x):
+        raise InputError(f"got {len(units.ids)} units for {len(x)} tokens; need the item of each token.")
+    over, n_units = ("item", 0) if units is None else (units.over, units.n)
     found = attribute_channels(x, labels, density=density)
     k = len(found.groups)
     before = _again(x, k=k, seed=seed)
@@ -74,11 +79,12 @@ def cluster_channels(
         name, unit = f"group {group}", "dissolved (1 - best IoU)"
         if inside.sum() < MIN_TOKENS:
             results.append(
-                cannot_say(name, f"{int(inside.sum())} tokens", unit=unit, n=int(inside.sum()), over="set")
+                cannot_say(name, f"{int(inside.sum())} tokens", unit=unit, n=int(inside.sum()), over=over)
             )
             continue
         top = found.top(group, n_remove)
-        value = 1 - _best_iou(inside, _again(_without(x, top), k=k, seed=seed))
+        after = _again(_without(x, top), k=k, seed=seed)
+        value = 1 - _best_iou(inside, after)
         null = np.array([1 - _best_iou(inside, cut) for cut in random_cuts])
         test = summarise_null(value, null)
         results.append(
@@ -87,11 +93,12 @@ def cluster_channels(
                 value=value,
                 unit=unit,
                 n=int(inside.sum()),
-                over="set",
-                n_units=n_random,
+                over=over,
+                n_units=n_units,
+                interval=None if units is None else _interval(inside, after, units, seed=seed),
                 p=test.p,
                 controls={"random channels": test.null_mean, "none removed": 1 - _best_iou(inside, before)},
-                details={"channels": top.tolist(), "n_remove": n_remove},
+                details={"channels": top.tolist(), "n_remove": n_remove, "random_sets": n_random},
             )  # fmt: skip
         )
     return found, adjusted(results)
@@ -114,3 +121,20 @@ def _best_iou(inside: NDArray[np.bool_], labels: NDArray[np.integer]) -> float:
     sizes = np.bincount(labels)
     shared = np.bincount(labels[inside], minlength=len(sizes))
     return float((shared / (sizes + inside.sum() - shared)).max())
+
+
+def _interval(
+    inside: NDArray[np.bool_], labels: NDArray[np.integer], units: Units, *, seed: int
+) -> tuple[float, float] | None:
+    """Return the interval of 1 - best IoU, resampling whole units."""
+    if units.n < 2:
+        return None
+    n_groups = int(labels.max()) + 1
+    sizes, shared = np.zeros((units.n, n_groups)), np.zeros((units.n, n_groups))
+    np.add.at(sizes, (units.ids, labels), 1)
+    np.add.at(shared, (units.ids, labels), inside)
+    draws = bootstrap_weights(units.n, seed=seed)
+    both = draws @ shared
+    with np.errstate(invalid="ignore"):
+        iou = both / (draws @ sizes + both.sum(1, keepdims=True) - both)
+    return percentile_interval(1 - np.nan_to_num(iou).max(1))
