@@ -7,6 +7,8 @@ fold out is a subtraction, and the penalty is chosen on inner folds of the train
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,9 @@ from ..errors import InputError
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Tried penalties, relative to the number of rows (channels have unit variance)."""
+FEW_FOLDS = 3
+"""Which of them is taken where a single fold of training data leaves none to choose by."""
+MAX_SPECTRA = 20
 MAX_CHANNELS = 512
 """Wider features are first reduced to that many principal components."""
 
@@ -46,6 +51,8 @@ class FoldedRidge:
         self.x = np.zeros((n_folds, n_channels))
         self.xx = np.zeros((n_folds, n_channels, n_channels))
         self._spectra: dict[tuple[int, ...], tuple[NDArray, NDArray, NDArray]] = {}
+        self._maps: dict[tuple[int, ...], tuple[NDArray, NDArray]] = {}
+        self._maps_of: Targets | None = None
 
     def add(self, x_nd: NDArray[np.floating], folds: NDArray[np.int64]) -> None:
         """Add rows; call it block by block.
@@ -57,6 +64,7 @@ class FoldedRidge:
         if not np.isfinite(x).all():
             raise InputError("features hold NaN or Inf; capture again in float32.")
         self._spectra.clear()
+        self._maps.clear()
         for fold in np.unique(folds):
             part = x[folds == fold]
             self.n[fold] += len(part)
@@ -87,59 +95,73 @@ class FoldedRidge:
         """
         n_columns = targets.y.shape[1]
         if len(train) < 2:
-            return self._solve(targets, train, (1e-1,))[0]
+            weights, bias = self._solve(targets, train)
+            return Linear(weights[FEW_FOLDS], bias[FEW_FOLDS], PENALTIES[FEW_FOLDS])
         errors = np.zeros((len(PENALTIES), n_columns))
         for held in train:
             inner = tuple(f for f in train if f != held)
-            errors += [self._error(m, targets, held) for m in self._solve(targets, inner, PENALTIES)]
+            errors += self._errors(*self._solve(targets, inner), targets, held)
         chosen = errors.reshape(len(PENALTIES), n_groups, -1).sum(2).argmin(0)
         which = np.repeat(chosen, n_columns // n_groups)
-        models = self._solve(targets, train, PENALTIES)
-        weights, bias = np.empty((self.d, n_columns)), np.empty(n_columns)
-        for i in np.unique(chosen):
-            weights[:, which == i], bias[which == i] = (
-                models[i].weights[:, which == i],
-                models[i].bias[which == i],
-            )
-        return Linear(weights, bias, PENALTIES[int(chosen[0])])
+        weights, bias = self._solve(targets, train)
+        columns = np.arange(n_columns)
+        return Linear(weights[which, :, columns].T, bias[which, columns], PENALTIES[int(chosen[0])])
 
-    def _solve(self, targets: Targets, train: tuple[int, ...], penalties: tuple[float, ...]) -> list[Linear]:
+    def _solve(
+        self, targets: Targets, train: tuple[int, ...]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the maps of all penalties at once: weights [p, d, c] and bias [p, c].
+
+        Those of the last targets are kept: two folds that are left out together are so for either being tested.
+        """
+        if self._maps_of is not targets:
+            self._maps_of = targets
+            self._maps.clear()
+        if train in self._maps:
+            return self._maps[train]
         folds = list(train)
-        n, mean = self.n[folds].sum(), self.x[folds].sum(0) / self.n[folds].sum()
-        y_mean = targets.y[folds].sum(0) / n
+        n = self.n[folds].sum()
+        mean, y_mean = self.x[folds].sum(0) / n, targets.y[folds].sum(0) / n
         scale, values, vectors = self._spectrum(train)
         b = (targets.xy[folds].sum(0) - n * np.outer(mean, y_mean)) / n / scale[:, None]
-        turned = vectors.T @ b
-        out = []
-        for penalty in penalties:
-            w = vectors @ (turned / (values + penalty)[:, None]) / scale[:, None]
-            out.append(Linear(w, y_mean - mean @ w, penalty))
-        return out
+        shrunk = (vectors.T @ b) / (values[:, None] + np.asarray(PENALTIES)[:, None, None])
+        weights = vectors @ shrunk / scale[:, None]
+        self._maps[train] = (weights, y_mean - mean @ weights)
+        return self._maps[train]
 
     def _spectrum(self, train: tuple[int, ...]) -> tuple[NDArray, NDArray, NDArray]:
         if train not in self._spectra:
-            folds = list(train)
-            n = self.n[folds].sum()
-            mean = self.x[folds].sum(0) / n
-            cov = self.xx[folds].sum(0) / n - np.outer(mean, mean)
-            variance = np.diag(cov).clip(min=0)
-            # A channel that does not vary in training must not be blown up on the test folds.
-            dead = variance <= 1e-10 * max(float(variance.max()), 1e-30)
-            scale = np.where(dead, np.inf, np.sqrt(np.where(dead, 1, variance)))
-            values, vectors = np.linalg.eigh(cov / scale[:, None] / scale[None])
-            self._spectra[train] = (scale, values.clip(min=0), vectors)
+            # Cross-validation asks for all as large in turn: many small matrices are solved faster together.
+            few = comb(self.n_folds, len(train)) <= MAX_SPECTRA
+            self._add_spectra(list(combinations(range(self.n_folds), len(train))) if few else [train])
         return self._spectra[train]
 
-    def _error(self, model: Linear, targets: Targets, fold: int) -> NDArray[np.float64]:
-        """Sum of squared errors of each column on a fold, from the sums alone."""
-        w, b = model.weights, model.bias
+    def _add_spectra(self, trains: list[tuple[int, ...]]) -> None:
+        """Scale each channel to unit variance within some folds, and decompose what is left of the covariance."""
+        member = np.zeros((len(trains), self.n_folds))
+        for row, train in enumerate(trains):
+            member[row, list(train)] = 1
+        n = np.maximum(member @ self.n, 1)[:, None]
+        mean = member @ self.x / n
+        cov = np.tensordot(member, self.xx, 1) / n[..., None] - mean[:, :, None] * mean[:, None, :]
+        variance = np.diagonal(cov, axis1=1, axis2=2).clip(min=0)
+        # A channel that does not vary in training must not be blown up on the test folds.
+        dead = variance <= 1e-10 * np.maximum(variance.max(1, keepdims=True), 1e-30)
+        scale = np.where(dead, np.inf, np.sqrt(np.where(dead, 1, variance)))
+        values, vectors = np.linalg.eigh(cov / scale[:, :, None] / scale[:, None, :])
+        found = zip(scale, values.clip(min=0), vectors, strict=True)
+        self._spectra.update(zip(trains, found, strict=True))
+
+    def _errors(
+        self, weights: NDArray[np.float64], bias: NDArray[np.float64], targets: Targets, fold: int
+    ) -> NDArray[np.float64]:
+        """Sum of squared errors of each map and column on a fold [p, c], from the sums alone."""
+        crossed = self.xx[fold] @ weights - 2 * targets.xy[fold]
         return (
             targets.yy[fold]
-            - 2 * (w * targets.xy[fold]).sum(0)
-            - 2 * b * targets.y[fold]
-            + (w * (self.xx[fold] @ w)).sum(0)
-            + 2 * b * (self.x[fold] @ w)
-            + self.n[fold] * b**2
+            + (weights * crossed).sum(1)
+            + 2 * bias * (self.x[fold] @ weights - targets.y[fold])
+            + self.n[fold] * bias**2
         )
 
 
