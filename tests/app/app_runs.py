@@ -1,11 +1,13 @@
-"""Runs for these tests: those of the model of known numbers in tests/runs."""
+"""Runs for these tests, those of the model of known numbers in tests/runs, and a driver of the page."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 def make_run(path: Path, *, n_items: int = 9, weights: str = "w1", version: str = "a"):
@@ -36,3 +38,82 @@ def client_of(app, **options):
     from starlette.testclient import TestClient
 
     return TestClient(app, base_url="http://127.0.0.1:8899", raise_server_exceptions=False, **options)
+
+
+class Driver:
+    """A page, and what it complained about or asked for."""
+
+    def __init__(self, page, url):
+        self.page, self.url = page, url
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        page.on(
+            "console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        page.on("request", lambda r: self.asked.append(r.url))
+        page.on("dialog", lambda d: self.complaints.append(f"dialog {d.message}"))
+        self.open(url)
+
+    def open(self, url):
+        self.page.goto(url)
+        self.until("window.vlascope && window.vlascope.firstPicture > 0")
+        self.settle()
+
+    def until(self, condition, secs=20):
+        for _ in range(int(secs * 20)):
+            if self.page.evaluate(f"Boolean({condition})"):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"not within {secs} s: {condition}; status: {self.status()}; {self.complaints}")
+
+    def settle(self):
+        """Wait until everything asked for has arrived and is drawn."""
+        self.page.wait_for_timeout(60)
+        self.until("window.vlascope.waiting === 0")
+        self.page.wait_for_timeout(60)
+
+    def check(self):
+        """Nothing was complained about, and nobody else was asked."""
+        assert self.complaints == []
+        assert all(url.startswith((self.url, "data:", "blob:")) for url in self.asked)
+
+    def axe(self):
+        """Return what axe-core finds serious on the page as it is."""
+        self.page.evaluate(AXE.read_text())
+        found = self.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+        return [
+            (v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")
+        ]
+
+    def status(self):
+        return self.page.locator("#status").inner_text()
+
+    def value(self, name):
+        return (re.search(rf"[#&]{name}=([^&]*)", self.page.url) or ["", ""])[1]
+
+    def press(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+        self.settle()
+
+    def pane(self, number=1):
+        return self.page.locator("#stage canvas").nth(number)
+
+    def click(self, x, y, *, number=1, **how):
+        box = self.pane(number).bounding_box()
+        self.pane(number).click(position={"x": box["width"] * x, "y": box["height"] * y}, **how)
+        self.settle()
+
+    def pixel(self, x, y, *, number=1):
+        """Red, green, blue of a pane at a place in shares of its size."""
+        return self.pane(number).evaluate(READ_PIXEL, [x, y])
+
+
+READ_PIXEL = """(pane, [x, y]) => {
+  const copy = document.createElement("canvas");
+  [copy.width, copy.height] = [pane.width, pane.height];
+  const ctx = copy.getContext("2d", { willReadFrequently: true });
+  ctx.drawImage(pane, 0, 0);
+  return [...ctx.getImageData(x * pane.width, y * pane.height, 1, 1).data].slice(0, 3);
+}"""

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `app_runs`, whatever the import mode
 
-from app_runs import client_of, cut_of, make_run
+from app_runs import Driver, client_of, cut_of, make_run
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +41,33 @@ def pair(run, second_run):
     from vlascope.app import open_books
 
     return open_books([run, second_run])
+
+
+@pytest.fixture(scope="session")
+def mini_vla():
+    import vlascope as vs
+
+    return vs.load("mini-vla", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def vla_items():
+    import vlascope as vs
+
+    return vs.items("demo:pick", limit=6)
+
+
+@pytest.fixture(scope="session")
+def vla_book(mini_vla, vla_items, tmp_path_factory):
+    """Six frames of one episode, seen by the embedded model, with the model at hand."""
+    import vlascope as vs
+    from vlascope.app import open_books
+
+    sites = ["vision.5", "language.2", "language.5"]
+    path = tmp_path_factory.mktemp("app") / "vla"
+    made = vs.capture(mini_vla, vla_items, sites=sites, out=path, quiet=True)
+    vs.cut(made, sites=sites, n_eig=6, k=(4,), color="pca")
+    return open_books([made], models=[mini_vla])[0]
 
 
 @pytest.fixture
@@ -100,3 +127,19 @@ def browser():
         opened = driver.chromium.launch(executable_path=path, args=flags)
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def drive(browser, serving):
+    """Open a page for some books; afterwards it must have complained of nothing and asked nobody else."""
+    pages = []
+
+    def start(books, *, width=1280, height=800, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        pages.append(Driver(context.new_page(), serving(books)))
+        return pages[-1]
+
+    yield start
+    for one in pages:
+        one.page.context.close()
+        one.check()

@@ -3,94 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from app_runs import AXE
 
 pytestmark = pytest.mark.browser
-AXE = Path(__file__).resolve().parent.parent.parent / "web" / "node_modules" / "axe-core" / "axe.min.js"
-
-
-class Driver:
-    """A page, and what it complained about or asked for."""
-
-    def __init__(self, page, url):
-        self.page, self.url = page, url
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        page.on(
-            "console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda e: self.complaints.append(str(e)))
-        page.on("request", lambda r: self.asked.append(r.url))
-        page.on("dialog", lambda d: self.complaints.append(f"dialog {d.message}"))
-        self.open(url)
-
-    def open(self, url):
-        self.page.goto(url)
-        self.until("window.vlascope && window.vlascope.firstPicture > 0")
-        self.settle()
-
-    def until(self, condition, secs=20):
-        for _ in range(int(secs * 20)):
-            if self.page.evaluate(f"Boolean({condition})"):
-                return
-            self.page.wait_for_timeout(50)
-        raise AssertionError(f"not within {secs} s: {condition}; status: {self.status()}; {self.complaints}")
-
-    def settle(self):
-        """Wait until everything asked for has arrived and is drawn."""
-        self.page.wait_for_timeout(60)
-        self.until("window.vlascope.waiting === 0")
-        self.page.wait_for_timeout(60)
-
-    def status(self):
-        return self.page.locator("#status").inner_text()
-
-    def value(self, name):
-        return (re.search(rf"[#&]{name}=([^&]*)", self.page.url) or ["", ""])[1]
-
-    def press(self, *keys):
-        for key in keys:
-            self.page.keyboard.press(key)
-        self.settle()
-
-    def pane(self, number=1):
-        return self.page.locator("#stage canvas").nth(number)
-
-    def click(self, x, y, *, number=1, **how):
-        box = self.pane(number).bounding_box()
-        self.pane(number).click(position={"x": box["width"] * x, "y": box["height"] * y}, **how)
-        self.settle()
-
-    def pixel(self, x, y, *, number=1):
-        """Red, green, blue of a pane at a place in shares of its size."""
-        return self.pane(number).evaluate(READ_PIXEL, [x, y])
-
-
-READ_PIXEL = """(pane, [x, y]) => {
-  const copy = document.createElement("canvas");
-  [copy.width, copy.height] = [pane.width, pane.height];
-  const ctx = copy.getContext("2d", { willReadFrequently: true });
-  ctx.drawImage(pane, 0, 0);
-  return [...ctx.getImageData(x * pane.width, y * pane.height, 1, 1).data].slice(0, 3);
-}"""
-
-
-@pytest.fixture
-def drive(browser, serving):
-    pages = []
-
-    def start(books, *, width=1280, height=800, scheme="light"):
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        pages.append(Driver(context.new_page(), serving(books)))
-        return pages[-1]
-
-    yield start
-    for one in pages:
-        one.page.context.close()
-        assert one.complaints == []
-        assert all(url.startswith((one.url, "data:", "blob:")) for url in one.asked)
 
 
 def test_open_scrub_click_and_change(drive, books):
@@ -265,15 +182,10 @@ def test_axe_finds_nothing_serious(drive, books, scheme):
     d = drive(books, scheme=scheme)
     d.press("k")
     d.click(0.5, 0.5)
-    d.page.evaluate(AXE.read_text())
     for view in ("page", "help"):
         if view == "help":
             d.press("Escape", "?")
-        found = d.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
-        worst = [
-            (v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")
-        ]
-        assert worst == [], view
+        assert d.axe() == [], view
 
 
 @pytest.mark.parametrize("width", [1280, 1920])

@@ -209,7 +209,9 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(["clicks", "run", "site", "token", "n_eig", "id", "review"]), inner, max_size=5
+            st.sampled_from(["clicks", "run", "site", "token", "n_eig", "id", "review", "item", "kind"]),
+            inner,
+            max_size=5,
         )
     ),
     max_leaves=12,
@@ -217,7 +219,7 @@ JSON = st.recursive(
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(path=st.sampled_from(["mask", "reviews"]), body=JSON | st.binary(max_size=50))
+@given(path=st.sampled_from(["mask", "reviews", "edits"]), body=JSON | st.binary(max_size=50))
 def test_odd_bodies_get_an_answer_and_write_nothing(client, tmp_path, path, body):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()  # with NaN, which is not JSON
     answer = client.post(f"/api/{path}", headers={"content-type": "application/json"}, content=content)

@@ -1,5 +1,7 @@
 // Asking the server. Binary answers are a uint32 length, a JSON header of that length, then the bytes of each array.
-import type { AppState, Click, Episode, Items, Layout, Measured, Ref, Reviews, RunInfo, SimilarHeader, Verdict } from "./types";
+import type {
+  AppState, Click, EditChoices, EditFacts, Episode, Items, JobState, Layout, Measured, Ref, Reviews, RunInfo, SimilarHeader, Verdict,
+} from "./types";
 
 export class Refused extends Error {}
 
@@ -131,3 +133,18 @@ export const getMask = (runs: RunInfo[], clicks: Click[], nEig: number, sites: s
     }),
     signal,
   });
+
+export const getEditChoices = (run: RunInfo) => json<EditChoices>(`/api/runs/${run.key}/edits`);
+export const startEdit = (ask: unknown) => json<JobState>("/api/edits", post(ask));
+export const getEdit = (job: number) => json<JobState>(`/api/edits/${job}`);
+export const stopEdit = (job: number) => json<JobState>(`/api/edits/${job}/stop`, post({}));
+
+export async function getEditResult(job: number): Promise<{ facts: EditFacts; nearest: Map<string, Int32Array> }> {
+  const { header, arrays } = await binary<{ facts: EditFacts; sites: string[] }>(`/api/edits/${job}/result`);
+  const nearest = new Map<string, Int32Array>();
+  header.sites.forEach((site, i) => {
+    const bytes = arrays[i]!;
+    nearest.set(site, new Int32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4));
+  });
+  return { facts: header.facts, nearest };
+}

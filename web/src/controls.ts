@@ -15,9 +15,10 @@ export class Controls {
   private method = h("select", { "aria-label": "What similarity compares" },
     h("option", { value: "concepts" }, "concepts"), h("option", { value: "features" }, "features"));
   private smooth = h("input", { type: "checkbox" });
+  private edit = h("button", { type: "button", class: "plain", "aria-keyshortcuts": "d", "aria-pressed": "false" }, "Edit the model");
   private theme = h("button", { type: "button", class: "plain", "aria-keyshortcuts": "t" });
 
-  constructor(private data: Data, private store: Store, actions: { copy(): void; help(): void }) {
+  constructor(private data: Data, private store: Store, actions: { copy(): void; help(): void; edit(): void }) {
     const run = data.runs[0]!;
     this.layer.max = String(run.sites.length - 1);
     const groups = h("optgroup", { label: "Groups" }, ...run.ks.map((k) => h("option", { value: `k${k}` }, `K = ${k}`)));
@@ -34,7 +35,9 @@ export class Controls {
       field("Strength", this.mix),
       h("label", { class: "field check" }, this.smooth, h("span", {}, "Smooth")),
     );
+    this.edit.addEventListener("click", actions.edit);
     $("actions").append(
+      this.edit,
       this.theme,
       h("button", { type: "button", class: "plain", "aria-keyshortcuts": "l", click: actions.copy }, "Copy link"),
       h("button", { type: "button", class: "plain", "aria-keyshortcuts": "?", click: actions.help }, "Keys"),
@@ -103,6 +106,7 @@ export class Controls {
     this.mix.value = String(view.mix);
     this.method.value = view.method;
     this.smooth.checked = view.smooth;
+    this.edit.setAttribute("aria-pressed", String(view.panel === "edit"));
     this.theme.textContent = { auto: "Auto", light: "Light", dark: "Dark" }[view.theme];
     this.theme.setAttribute("aria-label", `Light or dark: ${view.theme}`);
     if (view.theme === "auto") delete document.documentElement.dataset.theme;

@@ -6,11 +6,13 @@ import * as api from "./api";
 import { Controls } from "./controls";
 import { Data } from "./data";
 import { $, h } from "./dom";
+import { EditPanel } from "./editpanel";
+import { Edits } from "./edits";
 import { ItemsView } from "./items";
 import { Likeness } from "./likeness";
 import type { Hover, Scene } from "./paint";
 import { Stage } from "./stage";
-import { fromHash, Store, type View } from "./store";
+import { fromHash, NO_EDIT, Store, type View } from "./store";
 import { Strip } from "./strip";
 import { Timeline } from "./timeline";
 import { WordsView } from "./words";
@@ -59,6 +61,8 @@ function startView(data: Data, hash: string): View {
     theme: given.theme ?? "auto",
     query: given.query && isFine(given.query) ? given.query : null,
     clicks: (given.clicks ?? []).filter(isFine),
+    panel: given.panel ?? "layers",
+    edit: given.edit ?? NO_EDIT,
   };
 }
 
@@ -72,6 +76,7 @@ async function start(): Promise<void> {
   const data = new Data(state, redraw, fail);
   data.items = await Promise.all(state.runs.map((run) => api.getItems(run)));
   const like = new Likeness(data, redraw, fail);
+  const edits = new Edits(data, redraw);
   store = new Store(startView(data, location.hash));
   const view = store;
 
@@ -131,11 +136,14 @@ async function start(): Promise<void> {
   const controls = new Controls(data, view, {
     copy: () => void copyLink(),
     help: () => $<HTMLDialogElement>("help").showModal(),
+    edit: () => togglePanel(),
   });
+  const togglePanel = () => view.set({ panel: view.view.panel === "edit" ? "layers" : "edit" });
   const stage = new Stage($("stage"), { hover: onHover, pick: onPick });
   const strip = new Strip($("layers"), (run, site) =>
     view.set(run === 0 ? { site, site2: data.runs[1]?.sites.some((s) => s.name === site) ? site : view.view.site2 } : { site2: site }));
   const items = new ItemsView($("items"), data, (item) => view.set({ item }), fail);
+  const panel = new EditPanel($("edits"), edits, view);
   const words = new WordsView($("words"), { hover: onHover, pick: onPick });
   const timeline = new Timeline($("time"), (item) => view.set({ item }));
 
@@ -164,13 +172,15 @@ async function start(): Promise<void> {
   let prefetched = -1;
   const frame = (now: View, changed: Set<keyof View>) => {
     const started = performance.now();
-    const scene: Scene = { data, like, view: now, group };
+    const scene: Scene = { data, like, edits, view: now, group };
     like.update(now);
     controls.draw(now);
     items.draw(now.item);
     const isWhole = stage.draw(scene);
+    $("layers").hidden = now.panel === "edit";
     strip.draw(scene);
-    if (changed.has("site") || changed.has("site2")) strip.reveal();
+    if (changed.has("site") || changed.has("site2") || changed.has("panel")) strip.reveal();
+    panel.draw(scene);
     words.draw(scene);
     const unit = items.units[items.unitAt(now.item)]!;
     timeline.draw(scene, unit.items);
@@ -236,7 +246,7 @@ async function start(): Promise<void> {
     p: () => controls.nextPalette(), e: () => controls.stepEig(-1), E: () => controls.stepEig(1),
     m: () => view.set({ method: view.view.method === "concepts" ? "features" : "concepts" }),
     o: () => view.set({ mix: view.view.mix > 0 ? 0 : 85 }), s: () => view.set({ smooth: !view.view.smooth }),
-    " ": () => timeline.toggle(), t: () => controls.nextTheme(), l: () => void copyLink(), Escape: clear,
+    d: togglePanel, " ": () => timeline.toggle(), t: () => controls.nextTheme(), l: () => void copyLink(), Escape: clear,
     "?": () => $<HTMLDialogElement>("help").showModal(),
     "1": () => void items.review("success"), "2": () => void items.review("failure"), "3": () => void items.review("drop"),
   };
@@ -245,7 +255,7 @@ async function start(): Promise<void> {
     const isField = target.matches("input, select, textarea, dialog *");
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (isField && event.key !== "Escape") return;
-    if (target.matches("button") && (event.key === " " || event.key === "Enter")) return;
+    if (target.matches("button, summary") && (event.key === " " || event.key === "Enter")) return;
     if ($<HTMLDialogElement>("help").open) return;
     const action = keys[event.key];
     if (!action) return;

@@ -1,5 +1,6 @@
 // Painting the tokens of one image: a small picture per patch grid, stretched over the part of the image that it covers.
 import type { Data } from "./data";
+import type { Edits } from "./edits";
 import type { Likeness } from "./likeness";
 import type { View } from "./store";
 import type { Grid, Ref } from "./types";
@@ -8,6 +9,7 @@ export interface Scene {
   data: Data;
   like: Likeness;
   view: View;
+  edits: Edits;
   /** Group under the pointer (of the view's K); its members stay, the rest is darkened. -1: none. */
   group: number;
 }
@@ -84,9 +86,11 @@ export function painter(scene: Scene, run: number, site: string, isWord = false)
 const scratch = document.createElement("canvas");
 const scratchDark = document.createElement("canvas");
 
-/** Draw an item's camera image with the tokens of a site over it (without a site: the image alone). */
+/** Draw an item's camera image with the tokens of a site over it (without a site: the image alone). With `became`
+ * each token has the colour of the one that it has become like. */
 export function drawImagePane(
   canvas: HTMLCanvasElement, scene: Scene, run: number, item: number, camera: number, site: string | null,
+  became?: Int32Array,
 ): boolean {
   const info = scene.data.items[run]!.items[item];
   const size = info?.sizes[camera];
@@ -125,7 +129,10 @@ export function drawImagePane(
     const shade = small.createImageData(grid.cols, grid.rows);
     for (let i = 0; i < grid.index.length; i++) {
       if (grid.index[i]! < 0) continue;
-      paint(place.start + grid.index[i]!, pixels.data, 4 * i);
+      const token = became ? became[grid.index[i]!]! : place.start + grid.index[i]!;
+      // What an edit made unlike every token of the run has no colour of its own.
+      if (token < 0) pixels.data.set([128, 128, 128, 0], 4 * i);
+      else paint(token, pixels.data, 4 * i);
       shade.data[4 * i + 3] = pixels.data[4 * i + 3]!;
       pixels.data[4 * i + 3] = 255;
     }

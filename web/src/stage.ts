@@ -16,6 +16,7 @@ interface Pane {
   run: number;
   camera: number;
   isInput: boolean;
+  isEdited: boolean;
   row: number;
   col: number;
 }
@@ -37,7 +38,8 @@ export class Stage {
   draw(scene: Scene): boolean {
     this.scene = scene;
     const item = scene.data.items[0]!.items[scene.view.item]!;
-    const shape = JSON.stringify([scene.data.runs.length, item.cameras, item.sizes]);
+    const edited = scene.edits.became(0, scene.view.item, scene.view.site) ? scene.edits.facts!.name : "";
+    const shape = JSON.stringify([scene.data.runs.length, item.cameras, item.sizes, edited]);
     if (shape !== this.shape) {
       this.shape = shape;
       this.build();
@@ -47,7 +49,8 @@ export class Stage {
       const number = scene.data.itemIn(pane.run, scene.view.item);
       pane.root.classList.toggle("absent", number < 0);
       if (number < 0) continue;
-      isWhole = drawImagePane(pane.canvas, scene, pane.run, number, pane.camera, this.siteOf(pane)) && isWhole;
+      const became = pane.isEdited ? scene.edits.became(pane.run, number, scene.view.site) : undefined;
+      isWhole = drawImagePane(pane.canvas, scene, pane.run, number, pane.camera, this.siteOf(pane), became) && isWhole;
       this.mark(pane, number);
     }
     return isWhole;
@@ -64,16 +67,19 @@ export class Stage {
     this.panes = [];
     data.runs.forEach((info, run) => {
       item.cameras.forEach((name, camera) => {
-        // Both runs saw the same image: it is shown once.
-        for (const isInput of run === 0 ? [true, false] : [false]) {
-          const what = isInput ? (item.cameras.length > 1 ? name : "input") : "concepts";
+        // Both runs saw the same image: it is shown once. After an edit its tokens stand beside what they were.
+        const has = this.scene.edits.became(run, view.item, view.site) !== undefined;
+        for (const kind of [...(run === 0 ? ["input"] : []), "concepts", ...(has ? ["edited"] : [])]) {
+          const isInput = kind === "input", isEdited = kind === "edited";
+          const what = isInput ? (item.cameras.length > 1 ? name : "input")
+            : isEdited ? `after: ${this.scene.edits.facts!.name}` : has ? "before" : "concepts";
           const label = data.runs.length > 1 && !isInput ? `${info.name}: ${what}` : what;
           const canvas = h("canvas", { tabindex: isInput ? -1 : 0, role: "img", "aria-label": label });
           const cursor = h("div", { class: "cursor", hidden: true });
           const marks = h("div", { class: "marks" });
           const root = h("figure", { class: "pane" },
-            h("figcaption", {}, label), h("div", { class: "frame" }, canvas, marks, cursor));
-          const pane: Pane = { root, canvas, cursor, marks, run, camera, isInput, row: 0, col: 0 };
+            h("figcaption", { title: label }, label), h("div", { class: "frame" }, canvas, marks, cursor));
+          const pane: Pane = { root, canvas, cursor, marks, run, camera, isInput, isEdited, row: 0, col: 0 };
           this.listen(pane);
           this.panes.push(pane);
         }

@@ -1,6 +1,6 @@
 // The state of the view: one plain object, written to the address after every change, so that a copied link opens the
 // same view. Nothing else on the page remembers anything.
-import type { Click, Ref } from "./types";
+import type { Click, EditForm, Ref } from "./types";
 
 export type ColorMode = "palette" | "groups";
 export type Theme = "auto" | "light" | "dark";
@@ -19,7 +19,16 @@ export interface View {
   theme: Theme;
   query: Ref | null;
   clicks: Click[];
+  /** What stands on the right: the layers, or the panel of edits. */
+  panel: "layers" | "edit";
+  edit: EditForm;
 }
+
+export const NO_EDIT: EditForm = {
+  kind: "tokens", where: "patch", strength: 1, frames: 8, scope: "episode", group: 0, from: "", to: "", dictionary: "",
+  latent: 0, source: "patch", reader: "action", blocks: "language.*", module: "", mean: true,
+};
+const KINDS = ["tokens", "group", "words", "latent", "attention", "module"];
 
 type Listener = (view: View, changed: Set<keyof View>) => void;
 
@@ -93,7 +102,27 @@ export function toHash(view: View): string {
   if (view.theme !== "auto") out.set("theme", view.theme);
   if (view.query) out.set("q", ref(view.query));
   for (const click of view.clicks) out.append(click.positive ? "in" : "out", ref(click));
+  if (view.panel === "edit") {
+    out.set("panel", "edit");
+    // Only what differs from the start: addresses stay short.
+    for (const key of Object.keys(NO_EDIT) as (keyof EditForm)[]) {
+      if (view.edit[key] !== NO_EDIT[key]) out.set(`edit.${key}`, String(view.edit[key]));
+    }
+  }
   return out.toString();
+}
+
+function editFrom(given: URLSearchParams): EditForm {
+  const edit = { ...NO_EDIT } as Record<string, unknown>;
+  for (const [key, start] of Object.entries(NO_EDIT)) {
+    const text = given.get(`edit.${key}`);
+    if (text === null || text.length > 200) continue;
+    if (typeof start === "number") edit[key] = Number.isFinite(Number(text)) ? Number(text) : start;
+    else edit[key] = typeof start === "boolean" ? text === "true" : text;
+  }
+  if (!KINDS.includes(edit.kind as string)) edit.kind = NO_EDIT.kind;
+  if (edit.scope !== "run") edit.scope = "episode";
+  return edit as unknown as EditForm;
 }
 
 /** Return what an address says of the view; what it does not say, or says wrongly, is left out. */
@@ -125,5 +154,7 @@ export function fromHash(hash: string): Partial<View> {
     if (found) clicks.push({ ...found, positive: name === "in" });
   }
   view.clicks = clicks.slice(0, 64);
+  view.panel = given.get("panel") === "edit" ? "edit" : "layers";
+  view.edit = editFrom(given);
   return view;
 }

@@ -146,3 +146,67 @@ export interface Ref {
 export interface Click extends Ref {
   positive: boolean;
 }
+
+export type EditKind = "tokens" | "group" | "words" | "latent" | "attention" | "module";
+
+/** What the panel of edits asks for; part of the view, so that a link holds it. */
+export interface EditForm {
+  kind: EditKind;
+  where: string;
+  strength: number;
+  frames: number;
+  scope: "episode" | "run";
+  group: number;
+  from: string;
+  to: string;
+  dictionary: string;
+  latent: number;
+  source: string;
+  reader: string;
+  blocks: string;
+  module: string;
+  mean: boolean;
+}
+
+export interface EditChoices {
+  kinds: string[];
+  words: string[];
+  modules: string[];
+  dictionaries: string[];
+  answers: boolean;
+}
+
+export interface JobState {
+  job: number;
+  state: "running" | "done" | "failed" | "cancelled";
+  text: string;
+  done: number;
+  total: number;
+  secs: number;
+  left_secs: number | null;
+}
+
+/** A degree of freedom: before and after on the shown frame, mean move over all frames, and the controls' largest. */
+export interface EditRow {
+  name: string;
+  unit: string;
+  before: number | null;
+  after: number | null;
+  move: number | null;
+  interval: [number, number] | null;
+  control: number | null;
+}
+
+export interface EditFacts {
+  name: string;
+  item: number;
+  n_items: number;
+  as_captured: boolean | null;
+  rows: EditRow[];
+  words: { before: string; after: string } | null;
+  changed: number | null;
+  kl: number | null;
+  control_kl: (number | null)[];
+  verdict: string;
+  layers: { site: string; moved: number; far: number }[];
+}

@@ -22,9 +22,11 @@ from ..views.style import css_color
 from ..views.tokens import TokenIndex
 from .colors import ColorBook
 from .layouts import layout_json
+from .run_model import RunModel
 from .similarity import ConceptRows, SiteFeatures
 
 if TYPE_CHECKING:
+    from ..models import Model
     from ..palette import SavedCut
     from ..runs import Run
 
@@ -35,10 +37,12 @@ class RunBook:
     Args:
         cut: The run's cut; in a comparison, its share of the cut of both runs.
         number: 0 for the first run, 1 for the second.
+        model: The run's model, when it is loaded already; else it is loaded by name once an edit is tried.
     """
 
-    def __init__(self, cut: SavedCut, *, number: int = 0) -> None:
+    def __init__(self, cut: SavedCut, *, number: int = 0, model: Model | None = None) -> None:
         self.cut, self.run, self.number = cut, cut.run, number
+        self.model = RunModel(cut.run, model)
         self.index = TokenIndex(cut)
         self.colors = ColorBook(cut)
         self.concepts = ConceptRows(cut.eigvecs)
@@ -334,15 +338,18 @@ def _numbers(values: Any) -> list[float]:
     return [round(float(v), 5) if np.isfinite(v) else 0.0 for v in values]
 
 
-def open_books(runs: Sequence[Run | Path | str], *, seed: int = 0) -> list[RunBook]:
+def open_books(
+    runs: Sequence[Run | Path | str], *, seed: int = 0, models: Sequence[Model | None] = ()
+) -> list[RunBook]:
     """Return one or two runs ready for the page; makes a cut where a run has none, and one of both where two are given.
 
     Args:
         runs: One or two runs, or their paths.
         seed: Seed of a cut that is made here.
+        models: The runs' models, for edits, where they are loaded already or cannot be loaded by name.
 
     Raises:
-        InputError: no run or more than two; two runs that share no item.
+        InputError: no run or more than two; two runs that share no item; a model with other weights than its run's.
         RunNotFoundError, RunIncompleteError: a path is no run.
 
     Cost: that of a cut when there is none yet (`vlascope cut`), once.
@@ -362,4 +369,5 @@ def open_books(runs: Sequence[Run | Path | str], *, seed: int = 0) -> list[RunBo
         from .compare import compare_cuts
 
         cuts = list(compare_cuts(cuts[0], cuts[1]))
-    return [RunBook(cut, number=number) for number, cut in enumerate(cuts)]
+    given = [*models, None, None]
+    return [RunBook(cut, number=number, model=given[number]) for number, cut in enumerate(cuts)]

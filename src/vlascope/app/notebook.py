@@ -16,6 +16,7 @@ from .book import RunBook, open_books
 from .server import create_app, static_bytes
 
 if TYPE_CHECKING:
+    from ..models import Model
     from ..runs import Run
 
 TIMEOUT_SECS = 120.0
@@ -23,7 +24,11 @@ MIN_HEIGHT, MAX_HEIGHT = 400, 4000
 
 
 def explore(
-    *runs: Run | Path | str, height: int = 760, table: Path | str | None = None, seed: int = 0
+    *runs: Run | Path | str,
+    height: int = 760,
+    table: Path | str | None = None,
+    seed: int = 0,
+    model: Model | Sequence[Model] | None = None,
 ) -> Explorer:
     """Return the page of `vlascope app` for a notebook cell: one run, or two that are compared.
 
@@ -32,6 +37,7 @@ def explore(
         height: Of the page, CSS pixels, 400..4000.
         table: CSV file of labels; None takes labels.csv in the first run.
         seed: Seed of a cut that is made here.
+        model: The run's model (or one per run), for the panel of edits; None loads it by the name that the run keeps.
 
     Raises:
         MissingExtraError: FastAPI is not installed (`pip install "vlascope[app]"`).
@@ -39,7 +45,12 @@ def explore(
     """
     if not MIN_HEIGHT <= height <= MAX_HEIGHT:
         raise InputError(f"got a height of {height} pixels; need {MIN_HEIGHT} to {MAX_HEIGHT}.")
-    return Explorer(open_books(runs, seed=seed), height=height, table=None if table is None else Path(table))
+    models = tuple(model) if isinstance(model, Sequence) else (model,)
+    return Explorer(
+        open_books(runs, seed=seed, models=models),
+        height=height,
+        table=None if table is None else Path(table),
+    )
 
 
 class Explorer:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_CLICKS = 64
+MAX_FRAMES = 64
 
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -17,6 +18,7 @@ NEig = Annotated[int, Field(ge=1, le=4096)]
 K = Annotated[int, Field(ge=1, le=65_535)]
 PaletteMethod = Literal["tsne", "umap", "mspace", "pca"]
 Likeness = Literal["concepts", "features"]
+Word = Annotated[str, StringConstraints(max_length=60)]
 
 
 class Click(BaseModel):
@@ -46,3 +48,30 @@ class Verdict(BaseModel):
     id: str = Field(min_length=1, max_length=400)
     review: Literal["success", "failure", "drop"]
     reason: str = Field(default="", max_length=400)
+
+
+class EditAsk(BaseModel):
+    """An edit of the model, and the items that it is tried on; see `vlascope.app.edits.Ask`."""
+
+    model_config = ConfigDict(extra="forbid")
+    run: Key
+    item: Number
+    kind: Literal["tokens", "group", "words", "latent", "attention", "module"]
+    site: str = Field(default="", max_length=200)
+    clicks: list[Click] = Field(default=[], max_length=MAX_CLICKS)
+    k: Number = 0
+    group: Number = 0
+    away_from: Word = ""
+    to: Word = ""
+    dictionary: str = Field(default="", max_length=80)
+    latent: Number = 0
+    source: Word = "patch"
+    reader: Word = "action"
+    blocks: SiteName = "language.*"
+    mean: bool = False
+    where: Word = "patch"
+    strength: float = Field(default=2.0, ge=-32, le=32)
+    frames: int = Field(default=1, ge=1, le=MAX_FRAMES)
+    scope: Literal["episode", "run"] = "episode"
+    controls: int = Field(default=8, ge=0, le=32)
+    seed: Number = 0

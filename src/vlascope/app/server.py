@@ -5,6 +5,7 @@ defined inside `create_app`, where it is imported.
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from ..errors import (
 from ..items import ReviewTable
 from ..palette import METHODS
 from .book import RunBook, shared_items
+from .edit_routes import add_edit_routes
 from .media import image_bytes
 from .security import Guard
 from .similarity import EXACT_BYTES, rank_correlation, to_bytes
@@ -38,6 +40,8 @@ _STATIC = {
     "icon.svg": "image/svg+xml",
 }
 _LOG = logging.getLogger(__name__)
+_PLACE = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])+([^\s'\"/\\]*)")
+"""A path from the root (or home) on: all but its last part is nobody's business. No URL, no "and/or"."""
 
 
 def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token: str | None = None) -> Any:
@@ -206,6 +210,8 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
         known = sorted({row["unit"] for row in books[0].items["items"]})
         reviews.add([body.id], review=body.review, reason=body.reason, known=known)
         return get_reviews()
+
+    add_edit_routes(api, book_of, clean=state.without_paths)
 
     @api.exception_handler(VlascopeError)
     def on_error(request: Request, error: VlascopeError) -> JSONResponse:
@@ -378,12 +384,12 @@ class _State:
             return {"parts": _parts(wanted), "n_in": n_in}, arrays
 
     def without_paths(self, text: str) -> str:
-        """Return a message without the places of the runs on this machine."""
+        """Return a message without places on this machine: of the runs, or of anything else."""
         for book in self.books:
             for path in {str(book.run.path.resolve()), str(book.run.path)}:
                 if "/" in path:
                     text = text.replace(path, book.run.path.name)
-        return text
+        return _PLACE.sub(r"\1", text)
 
 
 def _parts(wanted: list[tuple[RunBook, str]]) -> list[dict[str, str]]:
