@@ -107,7 +107,7 @@ class FakeModel:
                 language[-1] = concat([language[-1], reply])
         return SimpleNamespace(items=list(items), layouts={"vision": vision, "language": language})
 
-    def capture(self, batch: Any, sites: Sequence[Any]) -> dict[str, list[torch.Tensor]]:
+    def capture(self, batch: Any, sites: Sequence[Any], **_: Any) -> dict[str, list[torch.Tensor]]:
         time.sleep(self.delay_secs)
         if self.memory_items is not None and len(batch.items) > self.memory_items:
             raise torch.OutOfMemoryError("fake memory is full")

@@ -206,7 +206,7 @@ def test_a_run_of_the_first_format_opens_and_is_verified_and_mended(tmp_path: Pa
 
 def test_a_run_that_the_first_format_began_is_finished(tmp_path: Path) -> None:
     class Dead(FakeModel):
-        def capture(self, batch: Any, sites: Any) -> Any:
+        def capture(self, batch: Any, sites: Any, **_: Any) -> Any:
             if any(item.item_id.endswith("000012") for item in batch.items):
                 raise KeyError("a stopped machine")
             return super().capture(batch, sites)

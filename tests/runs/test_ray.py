@@ -60,7 +60,7 @@ class KillOnce(FakeModel):
         super().__init__()
         self.flag, self.always = flag, always
 
-    def capture(self, batch: Any, sites: Any) -> dict[str, list[torch.Tensor]]:
+    def capture(self, batch: Any, sites: Any, **_: Any) -> dict[str, list[torch.Tensor]]:
         if any(item.item_id.endswith("000013") for item in batch.items) and (
             self.always or not self.flag.exists()
         ):

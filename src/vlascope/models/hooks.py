@@ -73,14 +73,20 @@ class Hooks:
             self._close(site)
 
     @contextlib.contextmanager
-    def reading(self, sites: Sequence[Site]) -> Iterator[dict[str, list[Tensor]]]:
-        """Collect copies of the sites' tensors: {site name: one [b, t, d] tensor per call of its module}."""
+    def reading(
+        self, sites: Sequence[Site], *, copy: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[dict[str, list[Tensor]]]:
+        """Collect copies of the sites' tensors: {site name: one [b, t, d] tensor per call of its module}.
+
+        `copy` makes them; None takes fresh memory.
+        """
+        copied = copy or _fresh_copy
         calls: dict[str, list[Tensor]] = {site.name: [] for site in sites}
         entries = []
         try:
             for site in sites:
                 # A copy, because a later in-place operation (ReLU of a CNN) would change what we hold.
-                entry = (site, lambda x, name=site.name: calls[name].append(x.detach().clone()))
+                entry = (site, lambda x, name=site.name: calls[name].append(copied(x)))
                 point = self._open(site)
                 point.readers.append(entry)
                 entries.append((site, point, entry))
@@ -163,6 +169,10 @@ class Hooks:
         if not point.edits and not point.readers:
             point.handle.remove()
             del self._points[key]
+
+
+def _fresh_copy(x: Tensor) -> Tensor:
+    return x.detach().clone()
 
 
 def _serve(point: _Point, value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -110,7 +110,12 @@ class Model:
         return self._family.prepare(items, answers=answers).to(self.device)
 
     def capture(
-        self, batch: Batch, sites: str | Sequence[str] | Sequence[Site], *, with_answer: bool = False
+        self,
+        batch: Batch,
+        sites: str | Sequence[str] | Sequence[Site],
+        *,
+        with_answer: bool = False,
+        copy: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, list[Tensor]]:
         """Return what the sites hold for each item of the batch.
 
@@ -119,6 +124,7 @@ class Model:
             sites: Sites, or patterns for `resolve`.
             with_answer: Let the model answer first, then read prompt and answer in one pass. `batch` is
                 changed in place: its layouts then include the answer, and `batch.answers` holds it.
+            copy: How the tensors [b, t, d] are copied out of the pass; None takes fresh memory (see `CopyPool`).
 
         Returns:
             {site name: one [t, d] tensor per item, on the model's device}; row j of item i is the token that
@@ -133,7 +139,7 @@ class Model:
         chosen = self._sites(sites)
         if with_answer and batch.answers is None and self.answers:
             batch.__dict__.update(self.prepare(batch.source, answers=self.respond(batch)).__dict__)
-        with self._hooks.reading(chosen) as calls:
+        with self._hooks.reading(chosen, copy=copy) as calls:
             self._run(batch, chosen)
         return {site.name: self._split(site, calls[site.name], batch) for site in chosen}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from .block import BlockWriter
 
 if TYPE_CHECKING:
     from ..models import Batch, Model
+    from ..models.copies import CopyPool
 
 _Result = tuple[dict[str, list[TokenLayout]], dict[str, list[NDArray[Any]]], dict[int, Any]]
 
@@ -29,12 +29,19 @@ class Forward:
         self._model, self._settings, self._warn = model, settings, on_warning
         self._sites: list[str] = list(settings["sites"])
         self._limit: int = settings["batch_size"]
+        self._pool = _new_pool()
 
     def job(self, batch: Sequence[tuple[int, Item]], writing: BlockWriter) -> tuple[Callable[[], None], int]:
         """Run a batch of (index, item) now; return the job that writes the result, and its bytes of activations."""
         layouts, acts, responses = self._run([item for _, item in batch])
         n_bytes = sum(rows.nbytes for parts in acts.values() for rows in parts)
-        return partial(writing.append, batch, layouts=layouts, acts=acts, responses=responses), n_bytes
+        copies = self._pool.take_lent()
+
+        def write() -> None:
+            writing.append(batch, layouts=layouts, acts=acts, responses=responses)
+            self._pool.give_back(copies)
+
+        return write, n_bytes
 
     def _run(self, items: Sequence[Item]) -> _Result:
         import torch
@@ -55,6 +62,7 @@ class Forward:
                     "another device."
                 ) from error
         # Outside the handler: its traceback would keep the tensors of the failed pass alive.
+        self._pool.clear()
         self._limit = max(1, len(items) // 2)
         self._warn(f"the device ran out of memory: batches of {len(items)} were halved to {self._limit}")
         if torch.cuda.is_available():
@@ -67,7 +75,7 @@ class Forward:
         answers = self._answers(items, batch)
         if settings["with_answer"]:
             batch = model.prepare(items, answers=[answers[i] for i in range(len(items))])
-        tensors = model.capture(batch, self._sites)
+        tensors = model.capture(batch, self._sites, copy=self._pool.copy)
         acts = {}
         for site in self._sites:
             if len(tensors[site]) != len(items):
@@ -94,6 +102,12 @@ class Forward:
         question = batch if len(asked) == len(items) else [items[i] for i in asked]
         given = self._model.respond(question, max_new_tokens=settings["max_new_tokens"])
         return dict(zip(asked, given, strict=True))
+
+
+def _new_pool() -> CopyPool:
+    from ..models.copies import CopyPool
+
+    return CopyPool()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
