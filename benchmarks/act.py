@@ -236,7 +236,7 @@ def section_speed(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     """Control steps per second with rendering at 96 px."""
     out: dict[str, Any] = {"image_px": 96, "load": os.getloadavg()[0]}
     for batch, processes in ((1, 1), (4, 1), (4, 2), (8, 2)):
-        n = 4 if args.quick else max(16, 8 * processes)
+        n = 4 if args.quick else 16 * processes
         cpu, started = time.process_time(), time.perf_counter()
         loop = closed_loop(
             model, n_episodes=n, seed=TEST_SEED + 500, image_px=96, batch=batch, processes=processes

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
+from multiprocessing.connection import Connection
+
 import numpy as np
 import pytest
 
-from vlascope.act import Veto, Watcher, closed_loop, compare
+from vlascope.act import Trial, Veto, Watcher, closed_loop, compare, workers
 from vlascope.act.paired import detectable_difference, mcnemar, success_result
-from vlascope.act.rollout import answer_and_read
+from vlascope.act.player import Settings, answer_and_read
+from vlascope.act.rollout import groups_of
 from vlascope.act.steer import SteerDirection
+from vlascope.act.workers import play_in_processes
 from vlascope.errors import InputError
 from vlascope.models import VLAPolicy, load
 from vlascope.sim import Perturbation
@@ -74,11 +81,69 @@ def test_a_batch_changes_activations_by_rounding_only(mini, plain):
     np.testing.assert_allclose(together[1][2]["language.5"], captured["language.5"][2].numpy(), atol=2e-3)
 
 
-def test_processes_play_the_same_episodes(mini):
+def test_the_next_of_a_group_takes_a_free_seat(mini, monkeypatch):
+    from vlascope.act import player
+
+    together = []
+
+    def noting(model, items, sites, **more):
+        together.append([item.item_id for item in items])
+        return answer_and_read(model, items, sites, **more)
+
+    monkeypatch.setattr(player, "answer_and_read", noting)
+    found = closed_loop(mini, n_episodes=5, seed=40, max_steps=4, batch=2, watcher=Nosy, processes=1)
+    assert groups_of(5, batch=2) == [[0, 1, 2], [3, 4]]
+    assert together == [["0", "1"]] * 3 + [["0", "2"]] + [["2"]] * 3 + [["3", "4"]] * 4
+    assert [e.n_steps for e in found.episodes] == [4, 2, 4, 4, 4]
+    single = one_by_one(VLAPolicy(mini, malformed="hold"), n_episodes=5, seed=40, max_steps=4)
+    for a, b in zip(found.episodes, single.episodes, strict=True):
+        assert a.instruction == b.instruction
+        np.testing.assert_array_equal(a.actions, b.actions[: a.n_steps])
+
+
+@pytest.mark.parametrize(("n", "batch"), [(1, 4), (4, 4), (5, 4), (7, 1), (40, 4), (101, 3)])
+def test_groups_are_even_and_hold_each_episode_once(n, batch):
+    groups = groups_of(n, batch=batch)
+    assert sum(groups, []) == list(range(n))
+    sizes = [len(group) for group in groups]
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+    assert len(groups) == 1 if n <= batch else len(groups) % 2 == 0
+
+
+def test_another_process_plays_the_same_episodes(mini):
     here = closed_loop(mini, n_episodes=2, seed=7, max_steps=2, batch=1, processes=1, edit=PUSH)
-    there = closed_loop(mini, n_episodes=2, seed=7, max_steps=2, batch=1, processes=2, edit=PUSH)
-    assert there.processes == 2 and here.edit == there.edit == PUSH.name
+    trials = [
+        Trial(scene=e.scene, instruction=e.instruction, labels={"seed": e.scene.seed}) for e in here.episodes
+    ]
+    settings = Settings(edit=PUSH, watcher=None, image_px=112, max_steps=2, keep_frames=False)
+    there, ticks = {}, []
+    seconds = play_in_processes(
+        mini, trials, [[1], [0]], settings, n_worlds=1, processes=1, found=there, tick=lambda: ticks.append(1)
+    )
+    assert seconds > 0 and len(ticks) == 2
+    for i, episode in enumerate(here.episodes):
+        np.testing.assert_allclose(there[i][0].actions, episode.actions, atol=1e-5)
+
+
+class Aside:
+    """Processes that are threads of this one: what goes through the pipes is the same."""
+
+    Pipe = staticmethod(multiprocessing.Pipe)
+
+    class Process(threading.Thread):
+        def __init__(self, *, target, args, daemon):
+            end, order = args
+            # A process keeps its end when the caller closes the one that it handed over.
+            super().__init__(target=target, args=(Connection(os.dup(end.fileno())), order), daemon=daemon)
+
+
+def test_groups_are_shared_out_over_processes(mini, monkeypatch):
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: Aside)
+    there = closed_loop(mini, n_episodes=6, seed=7, max_steps=1, batch=1, processes=2, edit=PUSH)
+    assert there.processes == 2 and there.edit == PUSH.name and there.seconds > 0
+    here = closed_loop(mini, n_episodes=6, seed=7, max_steps=1, batch=1, processes=1, edit=PUSH)
     for a, b in zip(here.episodes, there.episodes, strict=True):
+        assert a.instruction == b.instruction
         np.testing.assert_allclose(a.actions, b.actions, atol=1e-5)
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .monitor_watch import MonitorWatcher
     from .paired import Comparison, compare
     from .patch import Pair, PatchingResult, make_pairs, patching
-    from .rollout import ClosedLoop, Trial, closed_loop, play
+    from .player import Trial
+    from .rollout import ClosedLoop, closed_loop, play
     from .saved import load_direction, save_direction
     from .several import knockouts
     from .steer import (
@@ -57,7 +58,7 @@ _LAZY = {
     "SteerDirection": "steer",
     "SteerLatents": "steer",
     "Together": "edits",
-    "Trial": "rollout",
+    "Trial": "player",
     "Veto": "watcher",
     "Watcher": "watcher",
     "baseline": "effects",

@@ -24,7 +24,8 @@ from ..sim.rollout import draw_task
 from .changes import KINDS_OF_CHANGE, LARGEST, UNITS, Variant
 from .edits import ModelEdit
 from .paired import share
-from .rollout import BATCH, IMAGE_PX, Played, Trial, play
+from .player import Trial
+from .rollout import BATCH, IMAGE_PX, Played, play
 
 if TYPE_CHECKING:
     from ..items import ItemSource

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..measure.prompts import paraphrase
 from ..sim.language import COLOURS, MATERIALS, Instruction, instructions
 from ..sim.scene import MAX_OBJECTS, TEST_TABLES, X_RANGE, Y_RANGE, ObjectSpec, Scene, far_enough
-from .rollout import Trial
+from .player import Trial
 
 
 @dataclass(frozen=True, kw_only=True)

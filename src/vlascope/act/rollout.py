@@ -1,8 +1,9 @@
 """Closed loop: a model acts in the simulator, several episodes per forward pass, under edits and watchers.
 
-Episodes are played in fixed groups. The episodes of a group take their steps together, so that the model answers all
-of them in one pass; groups are shared out over processes. Which episodes share a pass depends on `batch` alone, never
-on the number of processes. A larger batch changes activations by rounding only.
+Episodes are played in fixed groups, which are shared out over processes. Up to `batch` episodes of a group take their
+steps together, so that the model answers all of them in one pass; where one ends, the group's next takes its seat.
+Which episodes share a pass depends on how many there are and on `batch`, never on the number of processes. A larger
+batch changes activations by rounding only.
 """
 
 from __future__ import annotations
@@ -10,54 +11,30 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..progress import progress
-from ..sim.episode import Episode, Play
-from ..sim.language import Instruction, Task
-from ..sim.record import CAMERA
+from ..sim.episode import Episode
+from ..sim.language import Task
 from ..sim.rollout import Perturbation, RolloutResult, draw_task
-from ..sim.scene import Scene
 from .edits import ModelEdit, Nothing
-from .watcher import Veto, Watcher
+from .player import Player, Settings, Trial, WatcherFactory
+from .watcher import Veto
 
 if TYPE_CHECKING:
-    from ..models import Model, Response, Site
-    from ..sim.world import Observation, TableTop
+    from ..models import Model
 
 BATCH = 4
+EPISODES_PER_SEAT = 3
 IMAGE_PX = 112
 MIN_PER_PROCESS = 8
 """Episodes below which a further process costs more (loading torch and the model) than it saves."""
-
-WatcherFactory = Callable[[int], Watcher]
-"""Makes the watcher of an episode; gets the episode's number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One episode to play.
-
-    Attributes:
-        scene: What stands on the table.
-        instruction: What counts as success.
-        told: Text that the model reads; None for the instruction's own.
-        image: (rgb, episode) -> rgb that the model sees instead; None for the camera's.
-        labels: Facts to store with the episode.
-    """
-
-    scene: Scene
-    instruction: Instruction
-    told: str | None = None
-    image: Callable[[NDArray[np.uint8], int], NDArray[np.uint8]] | None = None
-    labels: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,170 +221,48 @@ def play(
     trials = list(trials)
     if not trials or batch < 1:
         raise InputError(f"got {len(trials)} trials, batch={batch}; need at least one of each.")
-    groups = [list(range(i, min(i + batch, len(trials)))) for i in range(0, len(trials), batch)]
-    settings = _Settings(
+    groups = groups_of(len(trials), batch=batch)
+    settings = Settings(
         edit=edit if edit is not None else Nothing(),
         watcher=watcher,
         image_px=image_px,
         max_steps=max_steps,
         keep_frames=keep_frames,
     )
+    n_worlds = min(batch, max(len(group) for group in groups))
     n = _processes(model, processes, n_trials=len(trials), n_groups=len(groups))
     found: dict[int, tuple[Episode, Veto | None]] = {}
     bar = progress(range(len(trials)), desc="closed loop", unit="episode", quiet=quiet)
     ticks = iter(bar)
     if n == 1:
-        started = time.perf_counter()
-        with _Player(model, settings, n_worlds=min(batch, len(trials))) as player:
+        with Player(model, settings, n_worlds=n_worlds) as player:
+            started = time.perf_counter()
             for group in groups:
                 for i, one in zip(group, player.play([trials[i] for i in group], group), strict=True):
                     found[i] = one
                     next(ticks, None)
-        seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started
     else:
         from .workers import play_in_processes
 
         seconds = play_in_processes(
-            model, trials, groups, settings, processes=n, found=found, tick=lambda: next(ticks, None)
-        )
+            model, trials, groups, settings, n_worlds=n_worlds, processes=n, found=found,
+            tick=lambda: next(ticks, None),
+        )  # fmt: skip
     next(ticks, None)
     ordered = [found[i] for i in range(len(trials))]
     return Played(tuple(e for e, _ in ordered), tuple(v for _, v in ordered), seconds, n)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    edit: ModelEdit
-    watcher: WatcherFactory | None
-    image_px: int
-    max_steps: int | None
-    keep_frames: bool
+def groups_of(n_trials: int, *, batch: int) -> list[list[int]]:
+    """Return which trials are played together: even shares of about `EPISODES_PER_SEAT` times the batch.
 
-
-@dataclass
-class _Seat:
-    """One episode of a group under way."""
-
-    number: int
-    trial: Trial
-    play: Play
-    policy: Any
-    watcher: Watcher | None
-    seen: Observation | None = None
-    veto: Veto | None = None
-
-
-class _Player:
-    """Tables and a model: plays groups of episodes in lock-step."""
-
-    def __init__(self, model: Model, settings: _Settings, *, n_worlds: int) -> None:
-        from ..models.policy import VLAPolicy
-        from ..sim.world import TableTop
-
-        # A reply that is no action moves nothing; it must not end the count.
-        self._policy = lambda: VLAPolicy(model, malformed="hold")
-        self._policy()  # a model that cannot act is refused before tables are made
-        self.model, self.settings = model, settings
-        self.worlds: list[TableTop] = [TableTop(image_px=settings.image_px) for _ in range(n_worlds)]
-
-    def __enter__(self) -> _Player:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for world in self.worlds:
-            world.close()
-
-    def play(self, trials: Sequence[Trial], numbers: Sequence[int]) -> list[tuple[Episode, Veto | None]]:
-        """Play one group to its end."""
-        seats = [
-            self._seat(world, trial, number)
-            for world, trial, number in zip(self.worlds, trials, numbers, strict=False)
-        ]
-        sites = tuple(dict.fromkeys(name for seat in seats if seat.watcher for name in seat.watcher.sites))
-        wanted = self.model.resolve(list(sites)) if sites else ()
-        with self.settings.edit.on(self.model):
-            while self._look(seats):
-                self._step([seat for seat in seats if seat.seen is not None], wanted)
-        return [(self._finish(seat), seat.veto) for seat in seats]
-
-    def _seat(self, world: TableTop, trial: Trial, number: int) -> _Seat:
-        watcher = None if self.settings.watcher is None else self.settings.watcher(number)
-        if watcher is not None:
-            watcher.start(trial.instruction.task, CAMERA)
-        current = Play(
-            world,
-            scene=trial.scene,
-            instruction=trial.instruction,
-            max_steps=self.settings.max_steps,
-            keep_frames=self.settings.keep_frames,
-            labels=trial.labels,
-        )
-        return _Seat(number, trial, current, self._policy(), watcher)
-
-    @staticmethod
-    def _look(seats: Sequence[_Seat]) -> bool:
-        for seat in seats:
-            seat.seen = None if seat.veto is not None else seat.play.look()
-        return any(seat.seen is not None for seat in seats)
-
-    def _step(self, seats: Sequence[_Seat], sites: Sequence[Site]) -> None:
-        """Ask the model for those that have no plan left, let the watchers judge, and act."""
-        asked = [seat for seat in seats if not seat.policy.has_plan]
-        replies: list[Response] = []
-        tokens: list[dict[str, NDArray[np.float32]]] = [{} for _ in asked]
-        if asked:
-            items = []
-            for seat in asked:
-                assert seat.seen is not None
-                image = seat.trial.image
-                rgb = seat.seen.rgb if image is None else image(seat.seen.rgb, seat.number)
-                told = seat.trial.instruction.text if seat.trial.told is None else seat.trial.told
-                items.append(seat.policy.item(rgb, told, name=str(seat.number)))
-            replies, tokens = answer_and_read(self.model, items, sites, max_new_tokens=asked[0].policy.dof)
-        answered = {
-            seat.number: (reply, own) for seat, reply, own in zip(asked, replies, tokens, strict=True)
-        }
-        for seat in seats:
-            if seat.number not in answered:
-                action, facts = seat.policy.planned()
-            else:
-                reply, own = answered[seat.number]
-                if seat.watcher is not None:
-                    seat.veto = seat.watcher.watch(seat.play.step, own)
-                    if seat.veto is not None:
-                        seat.play.stop()
-                        continue
-                action, facts = seat.policy.decide(reply)
-            seat.play.act(action, facts)
-
-    @staticmethod
-    def _finish(seat: _Seat) -> Episode:
-        labels = dict(seat.trial.labels)
-        if seat.veto is not None:
-            labels |= {"veto": seat.veto.reason, "veto_step": seat.play.step}
-        return dataclasses.replace(seat.play.episode(), labels=labels)
-
-
-def answer_and_read(
-    model: Model, items: Sequence[Any], sites: Sequence[Site], *, max_new_tokens: int
-) -> tuple[list[Response], list[dict[str, NDArray[np.float32]]]]:
-    """Return the model's answers, and per item what the sites held for its image and prompt, in the same pass.
-
-    Returns:
-        Answers, and per item {site name: float32 [t, d]}.
+    Long groups keep the passes full to the end; an even number of groups keeps two processes busy to the end.
     """
-    batch = model.prepare(list(items))
-    if not sites:
-        return model.respond(batch, max_new_tokens=max_new_tokens), [{} for _ in items]
-    with model._hooks.reading(sites) as calls:
-        replies = model.respond(batch, max_new_tokens=max_new_tokens)
-    found: list[dict[str, NDArray[np.float32]]] = [{} for _ in items]
-    for site in sites:
-        # Later calls of the language model read one new token each; the first one read the prompt.
-        own = calls[site.name][:1] if site.layout == "language" else calls[site.name]
-        for row, value in zip(found, model._split(site, own, batch), strict=True):
-            row[site.name] = value.float().cpu().numpy()
-    return replies, found
+    if n_trials <= batch:
+        return [list(range(n_trials))]
+    n_groups = 2 * max(1, round(n_trials / (2 * EPISODES_PER_SEAT * batch)))
+    return [part.tolist() for part in np.array_split(np.arange(n_trials), n_groups)]
 
 
 def _processes(model: Model, asked: int | None, *, n_trials: int, n_groups: int) -> int:
@@ -429,6 +284,3 @@ def _plain(value: Any) -> Any:
     from ..measure.result import plain_json
 
     return plain_json(value)
-
-
-__all__ = ["ClosedLoop", "Played", "Trial", "answer_and_read", "closed_loop", "play"]

@@ -16,7 +16,7 @@ from ..errors import InputError, VlascopeError, WorkerError
 if TYPE_CHECKING:
     from ..models import Model
     from ..sim.episode import Episode
-    from .rollout import Trial, _Settings
+    from .player import Settings, Trial
     from .watcher import Veto
 
 
@@ -24,8 +24,9 @@ def play_in_processes(
     model: Model,
     trials: Sequence[Trial],
     groups: Sequence[Sequence[int]],
-    settings: _Settings,
+    settings: Settings,
     *,
+    n_worlds: int,
     processes: int,
     found: dict[int, tuple[Episode, Veto | None]],
     tick: Callable[[], object],
@@ -44,7 +45,7 @@ def play_in_processes(
         "revision": None if model.revision in ("embedded", "local", "memory", "unknown") else model.revision,
         "fingerprint": model.fingerprint(),
         "threads": max(1, cores // processes),
-        "n_worlds": max(len(group) for group in groups),
+        "n_worlds": n_worlds,
     }
     try:
         order = pickle.dumps((load, settings))
@@ -112,7 +113,7 @@ def _serve(end: Connection, order: bytes) -> None:
         import torch
 
         from ..models import load as load_model
-        from .rollout import _Player
+        from .player import Player
 
         load, settings = pickle.loads(order)
         torch.set_num_threads(load["threads"])
@@ -124,7 +125,7 @@ def _serve(end: Connection, order: bytes) -> None:
                 f"'{load['name']}' as loaded anew has other weights than the model in use; changed weights can be "
                 "played with processes=1, or saved to a folder and loaded from there."
             )
-        with _Player(model, settings, n_worlds=load["n_worlds"]) as player:
+        with Player(model, settings, n_worlds=load["n_worlds"]) as player:
             end.send_bytes(pickle.dumps(("ready", None)))
             while True:
                 try:

@@ -7,6 +7,8 @@ of the table, the pad or an object is darker when the hand is right above it.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 HALF_LENGTH_M = 0.100  # the hand's outline from above, along y (the way the fingers open) ...
@@ -19,16 +21,26 @@ def points_from_depth(
     depth: np.ndarray, *, eye: np.ndarray, target: np.ndarray, fov_deg: float
 ) -> np.ndarray:
     """World coordinates of every pixel; float32 [h, w, 3] from metres along the camera's axis [h, w]."""
+    rays = _rays(tuple(eye.tolist()), tuple(target.tolist()), fov_deg, *depth.shape)
+    return (eye + depth[..., None] * rays).astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _rays(
+    eye_xyz: tuple[float, ...], target_xyz: tuple[float, ...], fov_deg: float, h: int, w: int
+) -> np.ndarray:
+    """Where each pixel looks, per metre along the camera's axis; [h, w, 3], the same for every picture of a scene."""
+    eye, target = np.array(eye_xyz), np.array(target_xyz)
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, (0.0, 0.0, 1.0))
     right /= np.linalg.norm(right)
     up = np.cross(right, forward)
-    h, w = depth.shape
     reach = np.tan(np.radians(fov_deg) / 2)
     x = ((np.arange(w) + 0.5) / w * 2 - 1) * reach * w / h
     y = (1 - (np.arange(h) + 0.5) / h * 2) * reach
     rays = forward + x[None, :, None] * right + y[:, None, None] * up
-    return (eye + depth[..., None] * rays).astype(np.float32)
+    rays.flags.writeable = False  # shared
+    return rays
 
 
 def shadow_of_hand(points: np.ndarray, *, hand_xyz: np.ndarray) -> np.ndarray:
