@@ -154,14 +154,25 @@ def test_probe_reads_numbers_and_classes_and_the_future(run_path, capsys):
     ahead = facts_of([*words, "--ahead", "1", "30"], capsys)
     one, thirty = ahead["layers"][0]["horizons"]
     assert one["controls"]["shuffled time"] < 1 and thirty["value"] is None and "0 pairs" in thirty["reason"]
-    assert [f.title for f in kept(run_path, "probe")] == ["colour", "x"]
+    assert {"colour", "x"} <= {f.title for f in kept(run_path, "probe")}
     assert kept(run_path, "world model")[0].rows[1].result.reason.startswith("0 pairs")
+
+
+def test_probe_reads_what_a_region_shows(run_path, capsys):
+    words = ["probe", str(run_path), "--site", "vision.1", "--permutations", "39", "-q", "--region"]
+    (layer,) = facts_of([*words, "red", "blue", "green"], capsys)["layers"]
+    assert layer["target"] == "region red/blue/green" and layer["test"]["value"] > 0.9
+    assert layer["test"]["controls"]["majority"] == pytest.approx(1 / 3)
+    assert main([*words, "name"]) == 0
+    assert "region name is" in capsys.readouterr().out
+    assert {"region name", "region red/blue/green"} <= {f.title for f in kept(run_path, "probe")}
 
 
 def test_probe_says_what_is_wrong(run_path, capsys):
     words = ["probe", str(run_path), "-q"]
-    assert "give either --target" in complaint(words, capsys)
-    assert "not both" in complaint([*words, "--target", "x", "--ahead", "1"], capsys)
+    assert "give one of --target" in complaint(words, capsys)
+    assert "give one of --target" in complaint([*words, "--target", "x", "--ahead", "1"], capsys)
+    assert "into 0 classes" in complaint([*words, "--region", "pink", "--site", "vision.1"], capsys)
     assert "no item of this run has a label 'y'" in complaint([*words, "--target", "y"], capsys)
     assert "no item of this run has a pose" in complaint([*words, "--target", "pose"], capsys)
     assert "state.7" in complaint([*words, "--target", "state.7"], capsys)

@@ -9,8 +9,10 @@ import pytest
 
 from tests.measure.planted import PlantedRun, grid
 from vlascope.errors import InputError
+from vlascope.measure import region_probe
 from vlascope.measure.crossfit import unit_folds
 from vlascope.measure.probes import PROBE_HEAD, probe, probe_arrays
+from vlascope.measure.region_probe import probe_regions
 from vlascope.measure.resample import units_of
 from vlascope.measure.ridge import PENALTIES, FoldedRidge, HeldOutRidge, reduce_channels
 
@@ -164,6 +166,64 @@ def test_what_cannot_be_probed_says_so():
     flat = probe_arrays(np.ones((20, 3)), np.random.default_rng(0).normal(size=(20, 1)),
                         units_of(np.arange(20)), outputs=("y",))  # fmt: skip
     assert "constant features" in flat.verdict()
+
+
+def regions(*, known: bool = True, seed: int = 0, n: int = 24) -> PlantedRun:
+    """Two objects per image, two patches each, of two of three colours; one channel per colour where it is known."""
+    rng = np.random.default_rng(seed)
+    names = {
+        0: "table",
+        1: "red hard thing",
+        2: "green hard thing",
+        3: "blue soft thing",
+        4: "odd red green thing",
+    }
+    masks, x = [], rng.normal(size=(n, 15, 11))
+    for i in range(n):
+        mask = np.zeros((3, 5), np.uint8)
+        places = rng.permutation(15)[:4].reshape(2, 2)
+        for colour, patches in zip(rng.permutation(3)[:2], places, strict=True):
+            mask.reshape(-1)[patches] = colour + 1
+            x[i, patches, colour] += 6 * known
+        masks.append(np.kron(mask, np.ones((7, 7), np.uint8)))
+    masks[0][masks[0] == 1] = 4  # what is red and green at once is neither
+    return PlantedRun(
+        {"v": ("vision", x)}, layouts={"vision": grid(3, 5)}, episodes=list(np.arange(n) // 2), masks=masks,
+        mask_names=names,
+    )  # fmt: skip
+
+
+def test_what_a_region_shows_is_read_off_its_patches():
+    run = regions()
+    found = probe_regions(run, site="v", words=("red", "green", "blue"), random_run=regions(known=False))
+    assert found.test.found and found.test.value is not None and found.test.value > 0.95
+    assert found.test.over == "episode" and found.test.n_units == 12
+    assert found.per_output is not None and tuple(found.per_output) == ("red", "green", "blue")
+    n_odd = sum(4 in run.mask(i) for i in range(24))
+    assert found.test.n == 48 - n_odd and n_odd <= 1
+    for control in ("shuffled labels", "raw pixels", "random weights"):
+        assert found.test.controls[control] < 0.6, control
+    two = probe_regions(run, site="v", words=("soft", "hard"), n_permutations=19)
+    assert two.per_output is not None and set(two.per_output) == {"soft", "hard"}
+    whole = probe_regions(run, site="v", n_permutations=19)
+    assert whole.target == "region name" and whole.per_output is not None
+    assert {"red hard thing", "green hard thing", "blue soft thing"} <= set(whole.per_output)
+    with pytest.raises(InputError, match="sort into 1 classes .* Regions are: blue soft thing"):
+        probe_regions(run, site="v", words=("red", "purple"))
+    with pytest.raises(InputError, match="has a mask 'depth'"):
+        probe_regions(run, site="v", mask="depth")
+
+
+def test_what_no_patch_shows_is_rarely_read(monkeypatch):
+    monkeypatch.setattr(
+        region_probe, "region_pixels", lambda run, site, pooled, group: np.zeros((len(pooled.items), 1))
+    )
+    false = 0
+    for seed in range(200):
+        run = regions(known=False, seed=seed, n=12)
+        found = probe_regions(run, site="v", words=("red", "green", "blue"), n_permutations=19, seed=seed)
+        false += found.test.found
+    assert false <= 16, f"{false} of 200 null runs; at most 10 are expected"
 
 
 def test_the_camera_pose_is_its_place_and_where_it_looks():

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
 from ._common import Common, OptionalInt, OptionalText, RunPath, give, say, table
 from ._main import OK
 
+WHOLE_NAME = "name"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Common):
-    """Read a target off each layer on held-out episodes, or with --ahead the state some steps later."""
+    """Read a target off each layer on held-out episodes, what a region shows, or the state some steps later."""
 
     run: RunPath
     """run directory, as made by `vlascope capture`"""
     target: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
     """what to read: labels (several numbers form one target), `state`, `state.2`, `action`, `answer.action`"""
+    region: Annotated[tuple[str, ...], arg(metavar="WORD...", help_behavior_hint="")] = ()
+    """instead: which of these words the name of each region of the masks holds, off its patches (`name`: its name)"""
     ahead: Annotated[tuple[int, ...], arg(metavar="STEPS...", help_behavior_hint="")] = ()
     """world model instead: how many steps ahead, such as 1 3 10 30"""
     state_site: OptionalText = None
@@ -48,13 +52,17 @@ def run(args: Args) -> int:
     from ..errors import InputError
     from ..measure import keep
     from ..measure.probes import PROBE_HEAD, adjusted_probes, probe, probe_finding
+    from ..measure.region_probe import probe_regions
     from ..measure.result import TABLE_HEAD
     from ..measure.trace import same_items
     from ..measure.world_model import world_model
     from ..runs import Run
 
-    if bool(args.target) == bool(args.ahead):
-        raise InputError("give either --target (what to read) or --ahead (how many steps), not both.")
+    if sum(map(bool, (args.target, args.region, args.ahead))) != 1:
+        raise InputError(
+            "give one of --target (what to read), --region (words that tell regions apart) and --ahead (how many "
+            "steps)."
+        )
     captured = Run.open(args.run)
     sites = api.run_sites(captured, args.site or None)
     say(args, f"probing {len(sites)} layers of {captured.n_items} items")
@@ -81,25 +89,25 @@ def run(args: Args) -> int:
     random_run = Run.open(args.random) if args.random else None
     if random_run is not None:
         same_items(captured, random_run)
-    probes = [
-        probe(
-            captured,
-            site=site,
-            target=args.target,
-            kind=args.kind,
-            model=args.model,
-            tokens=args.tokens,
-            split=args.split,
-            random_run=random_run,
-            n_permutations=args.permutations,
-            seed=args.seed,
-        )
-        for site in sites
-    ]
+    shared: dict[str, Any] = {
+        "model": args.model,
+        "split": args.split,
+        "random_run": random_run,
+        "n_permutations": args.permutations,
+        "seed": args.seed,
+    }
+    if args.region:
+        words = () if args.region == (WHOLE_NAME,) else args.region
+        probes = [probe_regions(captured, site=site, words=words, **shared) for site in sites]
+    else:
+        probes = [
+            probe(captured, site=site, target=args.target, kind=args.kind, tokens=args.tokens, **shared)
+            for site in sites
+        ]
     probes = adjusted_probes(probes)
     text = table([one.row() for one in probes], head=PROBE_HEAD)
     text += "\n\n" + "\n".join(one.verdict() for one in probes)
-    settings = {"tokens": args.tokens, "split": args.split, "seed": args.seed}
+    settings = {"tokens": "region" if args.region else args.tokens, "split": args.split, "seed": args.seed}
     kept = str(keep(captured, probe_finding(probes, settings=settings)))
     facts = {"run": str(captured.path), "layers": [one.to_json() for one in probes], "finding": kept}
     give(args, facts, text=text)

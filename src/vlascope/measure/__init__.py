@@ -20,6 +20,7 @@ from .nave_checks import (
 from .overlap import OverlapResult, best_overlap, best_overlap_iou, paired_interval
 from .pooling import Pooled, pool_items, pool_regions
 from .probes import ProbeResult, probe, probe_arrays
+from .region_probe import probe_regions
 from .resample import (
     Permutation,
     Units,
@@ -72,6 +73,7 @@ __all__ = [
     "WorldModelResult",
     "probe",
     "probe_arrays",
+    "probe_regions",
     "sensitivity",
     "world_model",
     "AssociationResult",
