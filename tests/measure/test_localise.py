@@ -17,10 +17,11 @@ from vlascope.measure import (
     watermark_saturation,
     with_watermark,
 )
-from vlascope.measure.methods import method_names
+from vlascope.measure.methods import _METHODS, Segments, method_names
 from vlascope.measure.objects import lost, pca_threshold, tokencut
 from vlascope.measure.patchmaps import patch_maps, resized, spread_sites
-from vlascope.measure.truth import read_bsds
+from vlascope.measure.resample import units_of
+from vlascope.measure.truth import ImageTruth, Truth, read_bsds
 
 from .planted import PATCH, PlantedRun, grid
 
@@ -104,6 +105,43 @@ def test_absent_objects_are_found_in_at_most_5_percent():
         n_found += any(one.found for one in found.results["tokencut"].values())
     # 5 % of 200 is 10; more than 17 would happen by chance once in a hundred times.
     assert n_found <= 17, f"{n_found} of {n_runs} null runs are called found"
+
+
+def test_methods_that_are_equally_good_rarely_differ(monkeypatch):
+    """Two ways to draw segments at random: the interval of their paired difference must hold 0 in 95 of 100 runs."""
+    for name, key in (("one", 1), ("two", 2)):
+
+        def guess(run, features, k, scope, seed, key=key):
+            rng = np.random.default_rng([seed, key])
+            return [
+                Segments(m, labels := rng.integers(0, k, m.grid), ((labels == 0, float(rng.random())),))
+                for m in features.main
+            ]
+
+        monkeypatch.setitem(_METHODS, name, (guess, name))
+    false = {"best overlap": 0, "J": 0}
+    for seed in range(200):
+        run = planted(23, seed=seed)
+        known = {
+            i: ImageTruth(objects=(m := np.asarray(run.mask(i)) > 0).astype(np.int16) - 1, foreground=m)
+            for i in range(23)
+        }
+        truth = Truth("planted", known, (), units_of(range(23)))
+        found = evaluate(
+            run,
+            sites=["vision.0"],
+            k=3,
+            methods=["one", "two"],
+            truth=truth,
+            n_permutations=1,
+            n_draws=400,
+            seed=seed,
+        )
+        for score in false:
+            ends = found.difference("one", "two", score=score).interval
+            assert ends is not None
+            false[score] += not ends[0] <= 0 <= ends[1]
+    assert found.scores == tuple(false) and max(false.values()) <= 18, f"{false} of 200; 10 are expected"
 
 
 def test_lost_and_tokencut_and_pca_find_a_planted_object():
@@ -201,6 +239,26 @@ def test_a_watermark_that_is_seen_saturates(tmp_path):
     assert watermark_saturation(seen, plain, sites=["v"], k=2).found
     plain.mask = seen.mask
     assert not watermark_saturation(plain, plain, sites=["v"], k=2).found
+
+
+def test_a_watermark_that_nothing_sees_is_rarely_found():
+    mask = np.zeros((3 * PATCH, 5 * PATCH), np.uint8)
+    mask[PATCH : 2 * PATCH, : 2 * PATCH] = 1
+    false = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        content = rng.normal(
+            size=(7, 15, 2)
+        )  # the picture, seen alike with and without the mark but for noise
+        runs = []
+        for _ in range(2):
+            x = content + 0.5 * rng.normal(size=content.shape)
+            run = PlantedRun({"v": ("vision", x)}, layouts={"vision": grid(3, 5)})
+            run.items = [_sized(row, mask.shape) for row in run.items]
+            run.mask = lambda item, name="": mask  # type: ignore[method-assign]
+            runs.append(run)
+        false += watermark_saturation(*runs, sites=["v"], k=2, n_permutations=39, seed=trial).found
+    assert false <= 16, f"{false} of 200 null runs; at most 10 are expected"
 
 
 def _sized(row, shape):
