@@ -4,7 +4,7 @@
 
 Prints a table and saves benchmarks/results/capture.json (with --quick: capture-quick.json, small sizes that show that
 everything runs, not how fast), row by row as they are done: --only measures some rows and leaves the others as they
-are, --resume measures those that the file lacks. About 12 minutes of two cores that have nothing else to do.
+are, --resume measures those that the file lacks. About 16 minutes of two cores that have nothing else to do.
 
 Every timing is end to end, on files of one temporary folder (--folder), and the ways that are compared take turns, so
 that a slow minute of the machine hits all of them; a ratio is the median of those of the rounds. Beside the time on
@@ -108,7 +108,7 @@ def small_model() -> Any:
 
 
 def overhead(folder: Path, *, quick: bool) -> dict[str, Any]:
-    n_items, batch, repeats = (16, 4, 1) if quick else (72, 8, 3)
+    n_items, batch, repeats = (16, 4, 1) if quick else (144, 8, 3)
     shape = (
         {"width": 64, "n_layers": 3, "image_px": 64}
         if quick
