@@ -191,5 +191,5 @@ export function cellBox(grid: Grid, row: number, col: number, size: [number, num
 /** Black or white, whichever can be read on a colour. */
 export function inkOn(r: number, g: number, b: number): string {
   const linear = [r, g, b].map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * linear[0]! + 0.7152 * linear[1]! + 0.0722 * linear[2]! > 0.179 ? "#111317" : "#ffffff";
+  return 0.2126 * linear[0]! + 0.7152 * linear[1]! + 0.0722 * linear[2]! > 0.179 ? "#000000" : "#ffffff";
 }

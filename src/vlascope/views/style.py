@@ -130,8 +130,9 @@ def ink_on(rgb: RGB) -> RGB:
     """Return black or white, whichever contrasts more with `rgb` (WCAG 2 relative luminance)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    # Contrast with white is 1.05 / (L + .05), with black (L + .05) / .05; they are equal at L = 0.179.
-    return (17, 19, 23) if luminance > 0.179 else (255, 255, 255)
+    # Contrast with white is 1.05 / (L + .05), with black (L + .05) / .05; they are equal at L = 0.179, both
+    # 4.58: enough to be read. A black that is softer would fall short of 4.5 there.
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
 def css_color(rgb: RGB) -> str:
