@@ -22,6 +22,8 @@ from vlascope.act.monitor_attacks import (
 )
 from vlascope.act.monitor_fit import fit_monitor
 from vlascope.act.monitor_store import save_monitor
+from vlascope.act.monitor_thresholds import Rate
+from vlascope.act.watching import WatchReport
 from vlascope.cli import main
 from vlascope.errors import InputError
 from vlascope.items.frames import MappedSource
@@ -158,3 +160,24 @@ def test_a_rollout_is_stopped_and_says_why(model, source, tmp_path, capsys):
     assert main([*words, "--brightness", "0.25"]) == 0
     text = capsys.readouterr().out
     assert "stated for clean ones: 50.0%; realised when fitted:" in text and "1 of 1 (100.0%" in text
+    pair = ["rollout", "mini-vla", "--monitor", str(path), *words[4:], "--processes", "1"]
+    assert main([*pair, "--brightness", "0.25", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    base, watched = found["conditions"]
+    assert base["vetoed"] == 0 and base["episodes"][0]["veto"] is None
+    assert watched["episodes"][0]["veto"] == veto and not found["watched"]["clean"]
+    assert found["watched"]["stopped"]["alarms"] == watched["vetoed"] == 1
+    stopped = "stopped_good" if base["successes"] else "stopped_bad"
+    assert found["comparison"][stopped]["value"] == 1.0
+    assert main(["rollout", "mini-vla", "--only", "-q"]) == 2
+    assert "nothing is changed" in capsys.readouterr().err
+
+
+def test_a_watch_report_warns_beyond_chance_on_clean_episodes_only():
+    common = {"rows": (), "fitted": Rate(alarms=1, n=30)}
+    many, few = Rate(alarms=9, n=20), Rate(alarms=2, n=20)
+    assert "do not trust" in " ".join(WatchReport(stopped=many, stated=0.05, is_clean=True, **common).lines())
+    for stopped, stated, is_clean in ((few, 0.05, True), (many, 0.05, False), (many, None, True)):
+        report = WatchReport(stopped=stopped, stated=stated, is_clean=is_clean, **common)
+        assert report.is_trusted and len(report.lines()) == 1
+    assert "no rate is stated" in WatchReport(stopped=many, stated=None, is_clean=True, **common).lines()[0]

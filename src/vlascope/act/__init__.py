@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         random_latents,
     )
     from .watcher import Veto, Watcher
+    from .watching import saved_monitor
     from .words import word_direction
 
 _LAZY = {
@@ -85,6 +86,7 @@ _LAZY = {
     "random_latents": "steer",
     "save_direction": "saved",
     "save_monitor": "monitor_store",
+    "saved_monitor": "watching",
     "score_run": "monitor_report",
     "trojan_direction": "monitor_attacks",
     "word_direction": "words",
@@ -138,6 +140,7 @@ __all__ = [
     "random_latents",
     "save_direction",
     "save_monitor",
+    "saved_monitor",
     "score_run",
     "trojan_direction",
     "word_direction",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from ._common import Common, Device, Flag, ModelName, OutPath, give, say, table
+from ._common import Common, Device, Flag, ModelName, OptionalInt, OutPath, give, say, table
 from ._main import OK
 from .monitor_score import Detector, MonitorPath, RuleName
 
@@ -41,102 +40,56 @@ class Args(Common):
     """move the camera, metres"""
     out: OutPath = None
     """also save the episodes that failed or were stopped, as a LeRobot v3 dataset with video"""
+    processes: OptionalInt = None
+    """processes to play in (default: one per core where there is enough to do)"""
     device: Device = "auto"
     """where to compute"""
-
-
-@dataclass(frozen=True)
-class WatcherOf:
-    """Makes a fresh watcher per episode; loads the monitor by its folder, so that other processes can too."""
-
-    path: Path
-    detector: Detector
-    rule: RuleName
-
-    def __call__(self, episode: int):
-        """Return the watcher of an episode."""
-        from ..act.monitor_store import load_monitor
-
-        if self.path not in _LOADED:
-            _LOADED[self.path] = load_monitor(self.path)
-        return _LOADED[self.path].watcher(detector=self.detector, rule=self.rule)
-
-
-_LOADED: dict = {}
 
 
 def run(args: Args) -> int:
     """Play, and print what was stopped, when, where and why."""
     from .. import api
-    from ..act import closed_loop
-    from ..act.monitor_store import load_monitor
-    from ..act.monitor_thresholds import Rate
+    from ..act import closed_loop, compare
+    from ..act.watching import WATCH_HEAD, saved_monitor, watch_report
+    from ..measure.result import TABLE_HEAD
+    from ..measure.result import table as rows_of
     from ..sim.rollout import Perturbation
 
-    monitor = load_monitor(args.monitor)
     model = api.load(args.model, device=args.device)
-    monitor.check_model(model.name, model.fingerprint())
+    watched_by = saved_monitor(args.monitor, model=model, detector=args.detector, rule=args.rule)
     say(
         args,
-        f"{model.name}: {args.episodes} episodes of '{args.task}', seed {args.seed}, watched at {monitor.site}",
+        f"{model.name}: {args.episodes} episodes of '{args.task}', seed {args.seed}, watched at "
+        f"{watched_by.monitor.site}",
     )
     change = Perturbation(brightness=args.brightness, camera_shift=args.camera_shift)
-    is_clean = change == Perturbation()
-
-    def play(watched: bool):
-        return closed_loop(
-            model,
-            task=args.task,
-            n_episodes=args.episodes,
-            seed=args.seed,
-            n_objects=args.objects or None,
-            perturbation=change,
-            watcher=WatcherOf(Path(args.monitor).resolve(), args.detector, args.rule) if watched else None,
-            failures_out=args.out if watched else None,
-            processes=1,
-            quiet=args.quiet,
-        )
-
-    found = play(True)
-    stopped = [(i, veto) for i, veto in enumerate(found.vetoes) if veto is not None]
-    rate = Rate(alarms=len(stopped), n=found.n)
-    fitted = monitor.use(args.detector).rate(args.rule)
+    common: dict[str, Any] = {
+        "task": args.task,
+        "n_episodes": args.episodes,
+        "seed": args.seed,
+        "n_objects": args.objects or None,
+        "perturbation": change,
+        "processes": args.processes,
+        "quiet": args.quiet,
+    }
+    found = closed_loop(model, **common, watcher=watched_by, failures_out=args.out)
+    report = watch_report(found, watched_by=watched_by, is_clean=change == Perturbation())
     facts = {
         "model": model.name,
         "monitor": str(args.monitor),
-        "clean": is_clean,
-        "stopped": rate.to_json(),
-        "stated_false_alarms": monitor.alpha,
-        "realised_false_alarms_when_fitted": fitted.to_json(),
+        **report.to_json(),
         **found.to_dict(),
     }
-    stated = f"stated for clean ones: {monitor.alpha:.1%}; realised when fitted: {fitted.text()}"
-    lines = [
-        *([table([(str(i), str(v.details["step"]), v.reason) for i, v in stopped], head=("episode", "step", "why"))]
-          if stopped else []),
-        f"stopped    {rate.text()} of the {'clean' if is_clean else 'changed'} episodes ({stated})",
-        f"successes  {found.successes} of {found.n}",
-    ]  # fmt: skip
-    if is_clean and not rate.holds(monitor.alpha):
-        lines.append(
-            "that is more than stated: do not trust this monitor on these scenes before fitting it on them"
-        )
+    lines = [table(list(report.rows), head=WATCH_HEAD)] if report.rows else []
+    lines += [*report.lines(), f"successes  {found.successes} of {found.n}"]
     if args.paired:
-        free = play(False)
-        good = [i for i, e in enumerate(free.episodes) if e.success]
-        bad = [i for i, e in enumerate(free.episodes) if not e.success]
-        where = {i for i, _ in stopped}
-        good_stopped = Rate(alarms=len(where & set(good)), n=len(good))
-        bad_stopped = Rate(alarms=len(where & set(bad)), n=len(bad))
-        facts |= {
-            "without_monitor": free.to_dict(),
-            "good_episodes_stopped": good_stopped.to_json(),
-            "bad_episodes_stopped": bad_stopped.to_json(),
-        }
+        free = closed_loop(model, **common)
+        pair = compare(free, found)
+        facts |= {"without_monitor": free.to_dict(), "comparison": pair.to_json()}
         lines += [
-            f"unwatched  {free.successes} of {free.n} succeed",
-            f"good ones  {good_stopped.text()} stopped",
-            f"bad ones   {bad_stopped.text()} stopped",
+            f"unwatched  {free.successes} of {free.n}",
+            "",
+            table(rows_of([pair.stopped_good, pair.stopped_bad, pair.difference]), head=TABLE_HEAD),
         ]
     give(args, facts, text="\n".join(lines))
     return OK

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from ..errors import InputError
 from ._common import Common, Device, Flag, ModelName, OptionalInt, OptionalText, OutPath, give, say, table
 from ._main import OK
+from .monitor_score import Detector, RuleName
 
 if TYPE_CHECKING:
     from ..act import ModelEdit
@@ -48,6 +50,12 @@ class Args(Common):
     """metres by which the camera moves"""
     table: OptionalText = None
     """table texture, such as tiles or marble (seen in no training)"""
+    monitor: FilePath = None
+    """let this monitor (a folder, as printed by `vlascope monitor fit`) stop the changed episodes"""
+    detector: Detector = "sae"
+    """what scores the tokens for the monitor"""
+    rule: RuleName = "frame"
+    """the monitor's rule: frame, cusum, both, or sigma"""
     only: Flag = False
     """play the changed condition only, without the pair"""
     out: OutPath = None
@@ -69,14 +77,23 @@ def run(args: Args) -> int:
     from .. import api
     from ..act import closed_loop, compare
     from ..act.paired import success_result
+    from ..act.watching import WATCH_HEAD, saved_monitor, watch_report
     from ..measure.result import TABLE_HEAD
     from ..measure.result import table as rows_of
     from ..sim import Perturbation
 
     model = api.load(args.model, device=args.device)
     edit = chosen_edit(args, model)
-    scene = (args.brightness, args.camera_shift, args.table)
-    changed = edit is not None or scene != (1.0, (0.0, 0.0, 0.0), None)
+    watched_by = None
+    if args.monitor is not None:
+        watched_by = saved_monitor(args.monitor, model=model, detector=args.detector, rule=args.rule)
+    scene = Perturbation(brightness=args.brightness, camera_shift=args.camera_shift, table=args.table)
+    is_clean = edit is None and scene == Perturbation()
+    changed = not is_clean or watched_by is not None
+    if args.only and not changed:
+        raise InputError(
+            "--only plays the changed condition, and nothing is changed: name an edit, another scene or --monitor."
+        )
     common: dict[str, Any] = {
         "task": args.task,
         "n_episodes": args.episodes,
@@ -89,22 +106,25 @@ def run(args: Args) -> int:
     files: dict[str, Any] = {"out": args.out, "failures_out": args.failures}
     say(args, f"{model.name}: {args.episodes} episodes of '{args.task}', seed {args.seed}")
     loops = []
-    if not changed or not args.only:
+    if not args.only:
         loops.append(closed_loop(model, **common, **({} if changed else files)))
     if changed:
-        change = Perturbation(brightness=args.brightness, camera_shift=args.camera_shift, table=args.table)
-        loops.append(closed_loop(model, **common, **files, edit=edit, perturbation=change))
+        loops.append(closed_loop(model, **common, **files, edit=edit, perturbation=scene, watcher=watched_by))
     results = [success_result(loop) for loop in loops]
     facts: dict[str, Any] = {"model": model.name, "conditions": [loop.to_dict() for loop in loops]}
     if len(loops) == 2:
         pair = compare(*loops)
-        results += [pair.difference, pair.wrong_object]
+        results += pair.results() if watched_by is not None else [pair.difference, pair.wrong_object]
         facts["comparison"] = pair.to_json()
     rate = loops[-1].steps_per_second
     lines = [table(rows_of(results), head=TABLE_HEAD), ""]
     for loop in loops:
         ends = ", ".join(f"{n} x {label}" for label, n in loop.failure_labels.items()) or "none"
-        lines.append(f"failures of {loop.successes} of {loop.n}: {ends}")
+        lines.append(f"failures  {loop.n - loop.successes} of {loop.n}: {ends}")
+    if watched_by is not None:
+        report = watch_report(loops[-1], watched_by=watched_by, is_clean=is_clean)
+        facts["watched"] = report.to_json()
+        lines += [*report.lines(), *([table(list(report.rows), head=WATCH_HEAD)] if report.rows else [])]
     lines.append(f"{rate:.0f} control steps/s in {loops[-1].processes} processes")
     give(args, facts, text="\n".join(lines))
     return OK
@@ -114,7 +134,6 @@ def chosen_edit(args: Any, model: Model) -> ModelEdit | None:
     """Return the edit that the options `cut`, `ablate` and `direction` ask for; None for none."""
     from ..act import Ablate, CutAttention, Together
     from ..act.saved import load_direction
-    from ..errors import InputError
 
     edits: list[ModelEdit] = []
     if args.cut is not None:
