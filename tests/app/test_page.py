@@ -178,7 +178,7 @@ def test_text_of_a_prompt_is_shown_and_not_run(drive, run):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(drive, books, scheme):
     if not AXE.is_file():
-        pytest.skip("no axe-core here; `npm install` in web/ gets it")
+        pytest.skip("no axe-core here: `npm ci` in web/ gets it, .ci/run does so")
     d = drive(books, scheme=scheme)
     d.press("k")
     d.click(0.5, 0.5)

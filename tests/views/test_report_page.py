@@ -176,7 +176,7 @@ def test_nothing_is_wider_than_the_page(read, file_page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(read, file_page, scheme):
     if not AXE.is_file():
-        pytest.skip("no axe-core here: `npm ci` in web/ gets it")
+        pytest.skip("no axe-core here: `npm ci` in web/ gets it, .ci/run does so")
     page = read(file_page, scheme=scheme)
     page.click(0.5, 0.5)
     page.page.evaluate(AXE.read_text())
