@@ -102,6 +102,30 @@ def _probes(found: Sequence[Facts]) -> list[str]:
     return ["### Probes, on held-out episodes", "", *_probe_table(found)]
 
 
+def _colour(found: Sequence[Facts]) -> list[str]:
+    out = [
+        "### Colour, on held-out episodes",
+        "",
+        'Balanced accuracy over four colours, chance 0.250. The object asked about: "what colour is the left object?"',
+        "over frames of two objects, at the last token of the question. The target of the instruction (most name its",
+        "colour), at the last token. The object that patches show: the mean of its patches, which raw pixels tell as",
+        "well. Layers and tokens were chosen on 96 other episodes (seeds 910000 and up). Network with random weights:",
+        "a probe of its own.",
+        "",
+        "| colour of | network | layer | held out | rows fitted | shuffled | raw pixels | p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        test = one["test"]
+        c = test["controls"]
+        out.append(
+            f"| {one['what']} | {one['model']} | {one['site']} | {_cell(test)} | {_number(one['train'])} | "
+            f"{_number(c.get('shuffled labels'))} | {_number(c.get('raw pixels'))} | {_number(test['p'])} |"
+        )
+    first = found[0]["test"]
+    return [*out, "", f"{first['n']} questions in {first['n_units']} episodes."]
+
+
 def _camera(found: Sequence[Facts]) -> list[str]:
     return [
         "### Camera pose, on held-out scenes",
@@ -196,6 +220,7 @@ SECTIONS = {
     "trace": _trace,
     "masks": _masks,
     "probes": _probes,
+    "colour": _colour,
     "memoriser": _memoriser,
     "camera": _camera,
     "world_model": _world_model,

@@ -4,7 +4,8 @@
 
 Records expert episodes on seeds that no training used, captures mini-vla and the same network with random weights,
 and asks, section by section: where the target's identity becomes separable (trace), whether concepts fit the objects
-better than k-means and PCA on the same tokens (masks), what can be read off a layer (probes), whether a planted
+better than k-means and PCA on the same tokens (masks), what can be read off a layer (probes), where colour is
+(colour), whether a planted
 memoriser is exposed (memoriser), where the camera stands (camera), what a layer knows of the future (world_model),
 and whether the actions depend on the text, for mini-vla and for a copy whose word embeddings are all made equal and
 which therefore cannot read (sensitivity). `speed` times three measures on arrays of a stated size. Every section is
@@ -25,6 +26,8 @@ import numpy as np
 import torch
 
 import vlascope as vs
+from benchmarks._measure_camera import read_poses
+from benchmarks._measure_colour import read_colours
 from benchmarks._measure_docs import write_results
 from benchmarks._record import RESULTS, environment, save
 from vlascope.files import read_json
@@ -55,6 +58,11 @@ def randomized(model: Model, *, seed: int) -> Model:
                 noise = torch.randn(weight.shape, generator=generator)
                 weight.copy_(noise * weight.std().cpu() + weight.mean().cpu())
     return model
+
+
+def both_models() -> dict[str, Model]:
+    """Return mini-vla, and the same network with random weights."""
+    return {"mini-vla": vs.load("mini-vla"), "random weights": randomized(vs.load("mini-vla"), seed=0)}
 
 
 def deafened(model: Model) -> Model:
@@ -185,6 +193,11 @@ def read_targets(bench: Bench) -> list[dict[str, Any]]:
     return out
 
 
+def ask_colours(bench: Bench) -> list[dict[str, Any]]:
+    """Where colour can be read, on twice as many episodes; random weights are probes of their own, with their p."""
+    return read_colours(both_models(), bench.folder, n_episodes=2 * bench.n_episodes, seed=bench.seed)
+
+
 def expose_memoriser(bench: Bench) -> list[dict[str, Any]]:
     """A layer that names every episode and knows nothing else: right on episodes it has seen, worthless on others."""
     items = bench.items
@@ -207,76 +220,8 @@ def expose_memoriser(bench: Bench) -> list[dict[str, Any]]:
 
 def read_camera(bench: Bench) -> list[dict[str, Any]]:
     """Where the camera stands, from renderings of scenes from many places (NeRF layout), whole scenes held out."""
-    from vlascope.files import write_json
-    from vlascope.sim import Camera, TableTop, sample_scene
-
-    rng = np.random.default_rng(bench.seed)
-    items: list[Item] = []
-    n_scenes, n_views = max(6, bench.n_episodes // 2), 12
-    home = Camera()
-    with TableTop(image_px=112) as world:
-        for number in range(n_scenes):
-            world.reset(sample_scene(bench.seed + 500 + number))
-            folder = bench.folder / "nerf" / f"scene-{number}"
-            folder.mkdir(parents=True)
-            frames = []
-            for view in range(n_views):
-                camera = Camera(eye=_around(home, rng), target=home.target, fov_deg=home.fov_deg)
-                _save_png(folder / f"{view}.png", world.observe(camera=camera).rgb)
-                frames.append(
-                    {"file_path": f"{view}.png", "transform_matrix": camera_to_world(camera).tolist()}
-                )
-            write_json(
-                folder / "transforms.json", {"camera_angle_x": np.deg2rad(home.fov_deg), "frames": frames}
-            )
-            source = vs.items(f"nerf:{folder}")
-            items += [
-                replace(source[i], item_id=f"{number}/{i}", labels={"scene": f"scene {number}"})
-                for i in range(len(source))
-            ]
-    out = []
-    options: dict[str, Any] = {"sites": ["vision.0", "vision.2", "vision.5"], "respond": False, "quiet": True}
-    views = open_items(items)
-    run = vs.capture(vs.load("mini-vla"), views, out=bench.folder / "camera", **options)
-    blank = vs.capture(
-        randomized(vs.load("mini-vla"), seed=0), views, out=bench.folder / "camera-random", **options
-    )
-    for site in options["sites"]:
-        one = probe(run, site=site, target="pose", split="scene", random_run=blank)
-        print(one.test.line(), flush=True)
-        out.append(one.to_json())
-    return out
-
-
-def camera_to_world(camera: Any) -> np.ndarray:
-    """Return the pose of a camera that looks from its eye at its target, z up, float64 [4, 4], OpenGL axes."""
-    eye, target = np.array(camera.eye), np.array(camera.target)
-    back = (eye - target) / np.linalg.norm(eye - target)
-    right = np.cross([0, 0, 1], back)
-    right /= np.linalg.norm(right)
-    out = np.eye(4)
-    out[:3, :3] = np.stack([right, np.cross(back, right), back], axis=1)
-    out[:3, 3] = eye
-    return out
-
-
-def _around(home: Any, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Return a place up to 35 degrees around the table from home, up to 12 degrees higher or lower, 10 % nearer."""
-    offset = np.array(home.eye) - np.array(home.target)
-    azimuth = np.arctan2(offset[1], offset[0]) + np.deg2rad(rng.uniform(-35, 35))
-    height = np.arcsin(offset[2] / np.linalg.norm(offset)) + np.deg2rad(rng.uniform(-12, 12))
-    far = np.linalg.norm(offset) * rng.uniform(0.9, 1.1)
-    place = far * np.array(
-        [np.cos(height) * np.cos(azimuth), np.cos(height) * np.sin(azimuth), np.sin(height)]
-    )
-    x, y, z = (float(v) for v in np.array(home.target) + place)
-    return x, y, z
-
-
-def _save_png(path: Path, image: np.ndarray) -> None:
-    from PIL import Image
-
-    Image.fromarray(image).save(path)
+    n_scenes = max(6, bench.n_episodes // 2)
+    return read_poses(both_models(), bench.folder, n_scenes=n_scenes, seed=bench.seed + 500)
 
 
 def foresee(bench: Bench) -> dict[str, Any]:
@@ -388,6 +333,7 @@ SECTIONS: dict[str, Callable[[Bench], Any]] = {
     "sensitivity": depend_on_text,
     "memoriser": expose_memoriser,
     "probes": read_targets,
+    "colour": ask_colours,
     "camera": read_camera,
     "world_model": foresee,
     "trace": find_identity,

@@ -1,0 +1,79 @@
+"""Where mini-vla carries colour: of the object that it is asked about, of its target, and of what a patch shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import vlascope as vs
+from vlascope.items import Item, open_items
+from vlascope.measure import probe, probe_regions
+from vlascope.models import Model
+from vlascope.sim import COLOURS, record_episodes
+from vlascope.sim.language import SIDE_MARGIN_M
+
+STEPS = (0, 4)
+SITES = ("vision.5", "language.1", "language.3", "language.5")
+
+
+def read_colours(
+    models: Mapping[str, Model], folder: Path, *, n_episodes: int, seed: int
+) -> list[dict[str, Any]]:
+    """Probe three questions of colour in each of the models, "mini-vla" and "random weights".
+
+    The asked object: "what colour is the left object?" over frames of two objects, at the last token of the question;
+    the target of an instruction (which mostly names the colour), at its last token; the object that patches show.
+    The layers and tokens were chosen on other episodes (seeds 910000 and up).
+    """
+    place = folder / "colours"
+    record_episodes(place, n_episodes=n_episodes, seed=seed, image_px=112, n_objects=2, quiet=True)
+    source = vs.items(place)
+    frames = [item for i in range(len(source)) if (item := source[i]).step in STEPS]
+    asked = [question for item in frames for question in questions_of(item)]
+    runs = {
+        (name, what): vs.capture(
+            model,
+            open_items(items),
+            out=folder / f"colours-{what}-{number}",
+            sites=SITES,
+            respond=False,
+            quiet=True,
+        )
+        for number, (name, model) in enumerate(models.items())
+        for what, items in (("frames", frames), ("asked", asked))
+    }
+    out = []
+    for what, source_of, target in (
+        ("the object asked about", "asked", "asked_colour"),
+        ("the target of the instruction", "frames", "target_colour"),
+        ("the object that patches show", "frames", None),
+    ):
+        for name in models:
+            run = runs[name, source_of]
+            for site in SITES if target is None else SITES[1:]:
+                if target is None:
+                    one = probe_regions(run, site=site, words=COLOURS)
+                else:
+                    one = probe(run, site=site, target=target, tokens="last")
+                print(f"{what}, {name}: {one.test.line()}", flush=True)
+                out.append({"what": what, "model": name, **one.to_json()})
+    return out
+
+
+def questions_of(item: Item) -> Sequence[Item]:
+    """Return the frame with the question after its left and its right object, where it is clear which they are."""
+    objects = sorted(json.loads(item.labels["scene"])["objects"], key=lambda one: one["y"])
+    if objects[1]["y"] - objects[0]["y"] <= SIDE_MARGIN_M:
+        return ()
+    return [
+        replace(
+            item,
+            item_id=f"{item.item_id}/{side}",
+            prompt=f"what colour is the {side} object?",
+            labels={**item.labels, "asked_colour": one["colour"]},
+        )
+        for side, one in zip(("left", "right"), objects, strict=True)
+    ]
