@@ -34,11 +34,11 @@ def test_steer_to_what_was_clicked_and_see_before_and_after(drive, vla_book):
     d.page.locator("#try").click()
     finished(d)
     text = d.page.locator("#edits .result").inner_text()
-    assert "1 clicked token x 3" in text and "random directions of the same length" in text
+    assert "1 clicked token × 3" in text and "random directions of the same length" in text
     cells = d.page.locator("#edits tbody tr").first.locator("td").all_inner_texts()
     assert cells[0] == "x (cm)" and len(cells) == 5 and cells[4].startswith("±")
     captions = d.page.locator("#stage figcaption").all_inner_texts()
-    assert captions == ["input", "before", "after: 1 clicked token x 3"]
+    assert captions == ["input", "before", "after: 1 clicked token × 3"]
     d.press("Escape")  # no longer only what is like the click
     places = [((c + 0.5) / 7, (r + 0.5) / 7) for r in range(7) for c in range(7)]
     before = [d.pixel(*at, number=1) for at in places]
@@ -60,7 +60,7 @@ def test_knock_out_by_a_link_and_stop(drive, vla_book):
     assert d.page.locator('[data-field="source"]').input_value() == "patch"
     d.page.locator("#try").click()
     finished(d)
-    assert "patch -> action cut at language.*" in d.page.locator("#edits .result").inner_text()
+    assert "patch → action cut at language.*" in d.page.locator("#edits .result").inner_text()
     assert d.value("edit.kind") == "attention" and "edit.where" not in d.page.url
     # Stopped before it is done: the last result stays.
     choose(d, "kind", "group")
@@ -68,7 +68,7 @@ def test_knock_out_by_a_link_and_stop(drive, vla_book):
     d.page.locator("#try").click()
     d.page.locator("#stop").click()
     d.until("document.querySelector('#edits').textContent.includes('Stopped.')")
-    assert "patch -> action" in d.page.locator("#edits .result").inner_text()
+    assert "patch → action" in d.page.locator("#edits .result").inner_text()
 
 
 def test_what_cannot_be_done_is_said_in_the_panel(drive, books, run):

@@ -106,11 +106,26 @@ def test_chart_follows_the_numbers(cut):
         np.diff(ys) < 0
     ).all()  # x rises by 1 cm a step: upwards in the picture
     (mark,) = chart.events
-    assert mark.name == "grasp" and mark.x == pytest.approx(xs[4], abs=0.1)
+    assert mark.name == "grasp" and mark.at == pytest.approx((xs[4],), abs=0.1)
     ((start, width),) = chart.closed
     assert xs[4] < start < xs[5] and start + width == pytest.approx(chart.right, abs=0.2)
     gaps = np.diff(sorted(line.label_y for line in chart.lines))
     assert (gaps >= 14).all()  # labels at the ends never overlap
+
+
+def test_names_of_events_never_touch(cut):
+    from dataclasses import replace
+
+    track = episode_track(cut.run, episode=0, items=range(8))
+    for steps in ([0, 1, 2, 7], [0, 0, 0, 0], [1, 4, 6, 7], [5, 6, 7, 7]):
+        names = ["open the drawer", "grasp", "lift", "put it down gently"]
+        chart = episode_chart(replace(track, events=tuple(zip(names, steps, strict=True))))
+        assert chart is not None
+        assert " · ".join(mark.name for mark in chart.events) == " · ".join(names)
+        ends = [(mark.left, mark.left + 6.6 * len(mark.name)) for mark in chart.events]
+        assert all(b[0] >= a[1] + 12 for a, b in zip(ends, ends[1:], strict=False))
+        assert ends[0][0] >= 0 and ends[-1][1] <= chart.width
+        assert sum(len(mark.at) for mark in chart.events) == 4
 
 
 def test_chart_helpers():

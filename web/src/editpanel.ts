@@ -86,8 +86,8 @@ export class EditPanel {
     }
     if (edit.kind === "attention") {
       const sources = (choices?.kinds ?? ["patch", "text"]).filter((kind) => kind !== "action");
-      rows.push(row("What", this.choose("source", [...sources, "answer"])),
-        row("Not seen by", this.choose("reader", ["action", "all", ...sources])), row("In blocks", this.text("blocks", "language.*")));
+      rows.push(row("Hide", this.choose("source", [...sources, "answer"])),
+        row("From", this.choose("reader", ["action", "all", ...sources])), row("In blocks", this.text("blocks", "language.*")));
     }
     if (edit.kind === "module") {
       const mean = h("input", { type: "checkbox", "data-field": "mean", checked: edit.mean, change: () => this.set({ mean: mean.checked }) });
@@ -180,7 +180,7 @@ export class EditPanel {
   private show(facts: EditFacts | undefined): void {
     this.result.hidden = !facts;
     if (!facts) return;
-    const parts: (HTMLElement | null)[] = [h("div", {}, h("h3", {}, facts.name), h("p", {}, facts.verdict))];
+    const parts: (HTMLElement | null)[] = [h("div", {}, h("h3", {}, signs(facts.name)), h("p", {}, facts.verdict))];
     if (facts.rows.length) parts.push(table(facts));
     else if (facts.words) parts.push(h("p", { class: "note" }, `before: ${facts.words.before}`), h("p", {}, `after: ${facts.words.after}`));
     if (facts.rows.some((one) => one.before !== null && one.after === null)) {
@@ -205,6 +205,9 @@ const number = (value: number | null, digits = 1): string => {
   const text = Math.abs(value).toFixed(digits);
   return `${value < 0 && Number(text) !== 0 ? "−" : Number(text) === 0 ? "" : "+"}${text}`;
 };
+
+/** Names of edits, with the signs that the terminal spares. */
+export const signs = (name: string): string => name.replace(/ -> /g, " → ").replace(/ x (?=[-\d])/g, " × ");
 
 function row(name: string, ...value: HTMLElement[]): HTMLElement {
   return h("div", { class: "row" }, h("span", { class: "name", "aria-hidden": "true" }, name), h("span", { class: "value" }, ...value));
@@ -235,7 +238,7 @@ function layers(found: EditFacts["layers"]): HTMLElement {
     const near = h("i", {}), far = h("i", { class: "far" });
     near.style.width = `${100 * (layer.moved - layer.far)}%`;
     far.style.width = `${100 * layer.far}%`;
-    const share = `${Math.round(100 * layer.moved)} %`;
+    const share = layer.moved < 0.01 ? "< 1 %" : `${Math.round(100 * layer.moved)} %`;
     return [h("span", { class: "name" }, layer.site), h("span", { class: "bar" }, near, far), h("span", { class: "share" }, share)];
   });
   return h("div", {}, h("h3", {}, "Tokens that became like others"), h("div", { class: "bars" }, ...bars),

@@ -193,6 +193,7 @@ async function start(): Promise<void> {
     legend();
     const waits = data.waiting ? "Fetching colours … " : "";
     $("status").textContent = waits + (like.message || data.runs[0]!.footer);
+    $("status").title = data.runs[0]!.footer; // on a narrow screen its end is cut off
     $("clear").hidden = like.kind === "none" && !now.query && !now.clicks.length;
     for (const one of state.runs) {
       if (one.n_failed) $("status").append(` · ${one.n_failed} items could not be read`);
@@ -200,6 +201,7 @@ async function start(): Promise<void> {
     if (isWhole && !stats.firstPicture) {
       stats.firstPicture = performance.now();
       data.isShown = true;
+      strip.reveal();
       view.touch();
     }
     Object.assign(stats, { draws: stats.draws + 1, lastDraw: performance.now() - started, drawnAt: performance.now(),

@@ -1,6 +1,7 @@
 // The centre: for every run and camera the image, and beside it the image with its tokens. The pointer's patch is
 // outlined in all of them, and in the layer strip.
 import { h } from "./dom";
+import { signs } from "./editpanel";
 import { boxOf, cellBox, drawImagePane, patchAt, type Hover, type Scene } from "./paint";
 
 export interface PaneEvents {
@@ -72,7 +73,7 @@ export class Stage {
         for (const kind of [...(run === 0 ? ["input"] : []), "concepts", ...(has ? ["edited"] : [])]) {
           const isInput = kind === "input", isEdited = kind === "edited";
           const what = isInput ? (item.cameras.length > 1 ? name : "input")
-            : isEdited ? `after: ${this.scene.edits.facts!.name}` : has ? "before" : "concepts";
+            : isEdited ? `after: ${signs(this.scene.edits.facts!.name)}` : has ? "before" : "concepts";
           const label = data.runs.length > 1 && !isInput ? `${info.name}: ${what}` : what;
           const canvas = h("canvas", { tabindex: isInput ? -1 : 0, role: "img", "aria-label": label });
           const cursor = h("div", { class: "cursor", hidden: true });

@@ -81,7 +81,7 @@ def answers(
         rows,
         columns=["input", *columns],
         groups=["", *groups],
-        title=f"Do the groups of {model_name(run)} follow the truth or its answers?",
+        title=f"Do the groups of {model_name(run)} follow the truth{' or its answers' if found.answers else ''}?",
         subtitle=f"Frames: the group of the image at each layer. {verdict[:1].upper()}{verdict[1:]}.",
         footer=(
             f"run {run.path.name} · {found.n_groups} groups of {count(len(found.items), 'item')}, k-means per layer · "

@@ -12,7 +12,7 @@ from .measured import EpisodeMeasures
 from .robot import EpisodeTrack, signed
 
 WIDTH, LEFT, RIGHT = 960, 72, 72
-_PLOT_TOP, _PLOT_HEIGHT, _GRIP_HEIGHT = 58, 150, 14
+_PLOT_TOP, _PLOT_HEIGHT, _GRIP_HEIGHT = 48, 150, 14
 _SHARES_HEIGHT, _CHANGES_HEIGHT, _ANOMALY_HEIGHT, _BAND_GAP = 40, 12, 36, 10
 _LABEL_STEP = 14  # pixels between two labels on top of one another
 
@@ -41,12 +41,17 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class EventMark:
-    """A labelled event; `row` counts the label lines from the top."""
+    """An event, or several that are too near one another for names of their own.
 
-    x: float
+    Attributes:
+        name: Their names, in order of time.
+        left: Where the text begins.
+        at: Where each of them happened.
+    """
+
     name: str
-    row: int
-    anchor: str
+    left: float
+    at: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,25 +289,27 @@ def _time_ticks(track: EpisodeTrack, x_of: np.ndarray) -> tuple[Tick, ...]:
 
 
 def _event_marks(track: EpisodeTrack, x_of: np.ndarray) -> tuple[EventMark, ...]:
+    """Return the events of an episode; names that would touch are joined, so that all stand on one line."""
     marks: list[EventMark] = []
-    ends: list[float] = []  # right end of the last label on each line
     for name, step in track.events:
         if step not in track.steps:
             continue
-        x = float(x_of[track.steps.index(step)])
-        width = 7.0 * len(name)  # a generous estimate for 12 px type
-        anchor = "middle"
-        left = x - width / 2
-        if left < LEFT:
-            anchor, left = "start", x
-        elif x + width / 2 > WIDTH - 4:
-            anchor, left = "end", x - width
-        row = next((r for r, end in enumerate(ends) if left > end + 8), len(ends))
-        if row == len(ends):
-            ends.append(0.0)
-        ends[row] = left + width
-        marks.append(EventMark(x=round(x, 1), name=name, row=min(row, 2), anchor=anchor))
+        mark = _placed(name, (round(float(x_of[track.steps.index(step)]), 1),))
+        while marks and mark.left < marks[-1].left + _text_width(marks[-1].name) + 12:
+            last = marks.pop()
+            mark = _placed(f"{last.name} · {mark.name}", (*last.at, *mark.at))
+        marks.append(mark)
     return tuple(marks)
+
+
+def _placed(name: str, at: tuple[float, ...]) -> EventMark:
+    width = _text_width(name)
+    left = min(max(float(LEFT), (at[0] + at[-1] - width) / 2), WIDTH - 4 - width)
+    return EventMark(name=name, left=round(left, 1), at=at)
+
+
+def _text_width(text: str) -> float:
+    return 6.6 * len(text)  # a generous estimate for 12 px type
 
 
 def _summary(track: EpisodeTrack, measures: EpisodeMeasures) -> str:
