@@ -249,7 +249,7 @@ def depend_on_text(bench: Bench) -> dict[str, Any]:
     for what, model in (("mini-vla", vs.load("mini-vla")), ("deaf copy", deafened(vs.load("mini-vla")))):
         moved = sensitivity(
             model, items, changes=["other scene", "other verb", "other noun", "paraphrase"],
-            action_unit="m or share of the grip",
+            action_unit={"": "m", "grip": "share"},
         )  # fmt: skip
         print(f"{what}: {moved.verdict()}", flush=True)
         out[what] = moved.to_json()

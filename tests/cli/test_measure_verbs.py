@@ -226,12 +226,14 @@ def test_sensitivity_of_images_and_prompts(run_path, photos, capsys):
         "-q",
     ]
     words += ["--change", "other scene", "other noun", "--site", "vision.1", "--keep", str(run_path)]
-    facts = facts_of([*words, "--action-unit", "m"], capsys)
+    facts = facts_of([*words, "--action-unit", "m", "grip=share"], capsys)
     moves = {one["name"]: one for one in facts["actions"]}
     assert (
         moves["other noun / dx"]["unit"] == "m"
         and moves["other noun / dx"]["controls"]["same input again"] == 0
     )
+    assert moves["other noun / grip"]["unit"] == "share"
+    assert "give one for all" in complaint([*words, "--action-unit", "m", "s"], capsys)
     assert "the text moves" in facts["verdict"] or "the action" in facts["verdict"]
     assert kept(run_path, "sensitivity")[0].settings["items"] == 5
     assert "unknown change 'dance'" in complaint([*words[:8], "--change", "dance"], capsys)

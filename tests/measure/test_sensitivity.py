@@ -62,6 +62,10 @@ def test_actions_move_in_their_own_unit():
     assert by_name["no colour / dx"].value == pytest.approx(expected, rel=1e-4)
     assert by_name["no colour / grip"].value == 0
     assert found.verdict().startswith("cannot say")
+    named = sensitivity(fake(0.0), items(), changes=["no colour"], action_unit={"": "m", "grip": "share"})  # type: ignore[arg-type]
+    assert {r.name.split()[-1]: r.unit for r in named.actions} == {"dx": "m", "dy": "m", "grip": "share"}
+    with pytest.raises(InputError, match="no degree of freedom 'gripper'.*it has dx, dy, grip"):
+        sensitivity(fake(0.0), items(), changes=["no colour"], action_unit={"gripper": "share"})  # type: ignore[arg-type]
 
 
 def test_prompts_change_as_named():

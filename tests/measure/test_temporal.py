@@ -215,6 +215,8 @@ def test_failures_that_announce_themselves_are_warned_of_in_time():
     late = compare_outcomes(lines, n_permutations=99)
     assert all(r.found for r in late) and late[0].value is not None and late[0].value > 0.3
     assert late[0].details["time"] > 0.8
+    assert late[0].interval is not None and late[0].interval[0] <= late[0].value <= late[0].interval[1]
+    assert late[0].interval[1] - late[0].interval[0] < 0.3
 
 
 def test_outcomes_without_a_difference_are_rarely_told_apart():

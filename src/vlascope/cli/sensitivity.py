@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -32,8 +33,8 @@ class Args(Common):
     """where to compute"""
     batch_size: int = 16
     """items per forward pass"""
-    action_unit: str = "units of the action"
-    """unit of the actions, for the table, such as m/s"""
+    action_unit: Annotated[tuple[str, ...], arg(metavar="UNIT...", help_behavior_hint="")] = ()
+    """unit of the actions, for the table, such as m/s; others by name after it: `m grip=share`"""
     keep: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """run in whose report the numbers shall appear"""
     seed: int = 0
@@ -59,7 +60,7 @@ def run(args: Args) -> int:
         chosen,
         sites=args.site,
         changes=args.change or None,
-        action_unit=args.action_unit,
+        action_unit=_units(args.action_unit),
         batch_size=args.batch_size,
         seed=args.seed,
     )
@@ -69,3 +70,14 @@ def run(args: Args) -> int:
         facts["finding"] = str(keep(kept_in, found.finding(model=args.model, data=args.data)))
     give(args, facts, text=text)
     return OK
+
+
+def _units(words: Sequence[str]) -> str | dict[str, str]:
+    from ..errors import InputError
+    from ..measure.sensitivity import ACTION_UNIT
+
+    named = dict(word.split("=", 1) for word in words if "=" in word)
+    plain = [word for word in words if "=" not in word]
+    if len(plain) > 1:
+        raise InputError(f"got the units {', '.join(plain)}; give one for all, and others as NAME=UNIT.")
+    return {"": plain[0] if plain else ACTION_UNIT, **named} if named else (plain or [ACTION_UNIT])[0]

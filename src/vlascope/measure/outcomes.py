@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .resample import bootstrap_mean, summarise_null, units_of
+from .resample import bootstrap_mean, bootstrap_weights, percentile_interval, summarise_null, units_of
 from .result import Result, adjusted, cannot_say
 from .timeline import Timeline
 
@@ -86,7 +86,8 @@ def compare_outcomes(
         seed: Seeds them.
 
     Returns:
-        One result per concept; `details` holds the time and the sign. One "cannot say" with fewer than 5 of either.
+        One result per concept, with the interval of the difference at that moment (episodes of each outcome resampled);
+        `details` holds the time. One "cannot say" with fewer than 5 of either.
     """
     known = [one for one in lines if one.success is not None and (event is None or event in one.events)]
     success = np.array([one.success for one in known], bool)
@@ -127,6 +128,7 @@ def compare_outcomes(
                 n=len(known),
                 over="episode",
                 n_units=len(known),
+                interval=_difference_interval(x[:, at, c], seen[:, at], success, seed=seed),
                 controls={"shuffled outcomes (absolute)": test.null_mean},
                 p=test.p,
                 details={
@@ -136,6 +138,18 @@ def compare_outcomes(
             )  # fmt: skip
         )
     return adjusted(out)
+
+
+def _difference_interval(
+    x: NDArray[np.float64], seen: NDArray[np.bool_], success: NDArray[np.bool_], *, seed: int
+) -> tuple[float, float] | None:
+    """Return the interval of mean of failures - mean of successes, resampling the episodes of each."""
+    means = []
+    for number, group in enumerate((~success & seen, success & seen)):
+        values = x[group]
+        draws = bootstrap_weights(len(values), seed=seed + number)
+        means.append(draws @ values / len(values))
+    return percentile_interval(means[0] - means[1])
 
 
 @dataclass(frozen=True)

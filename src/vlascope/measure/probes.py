@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ProbeModel = Literal["ridge", "mlp"]
 Predict = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
-PROBE_HEAD = ("site", "target", "test", "train", "95 % interval", "n", "p", "controls")
+PROBE_HEAD = ("site", "target", "test", "train", "95 % interval", "n", "p (BH)", "controls")
 MEMORISED_GAP = 0.5
 """A probe that explains this much more of its training rows than of held-out ones, and nothing of these, memorises."""
 
@@ -72,9 +72,9 @@ class ProbeResult:
         )
         if self.memorised:
             return f"{self.target} is memorised at {self.site}, not readable: {both}"
-        if not self.test.found:
-            return f"{self.target} is not readable at {self.site}: {both}, p={self.test.p:.2g}"
-        return f"{self.target} is readable at {self.site}: {both}, p={self.test.p:.2g}"
+        p = self.test.p if self.test.p_adjusted is None else self.test.p_adjusted
+        told = "readable" if self.test.found else "not readable"
+        return f"{self.target} is {told} at {self.site}: {both}, p={p:.2g}"
 
     def row(self) -> tuple[str, ...]:
         """Return one row of text under `PROBE_HEAD`."""

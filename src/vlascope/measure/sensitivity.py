@@ -25,6 +25,7 @@ HARDLY = 0.1
 """Text that moves the action less than this share of what the image does hardly matters."""
 MIN_ITEMS = 5
 AGAIN = "same input again"
+ACTION_UNIT = "units of the action"
 
 Change = Callable[[Item, Sequence[Item]], "Item | None"]
 
@@ -168,7 +169,7 @@ def sensitivity(
     *,
     sites: Sequence[str] = (),
     changes: Sequence[str] | None = None,
-    action_unit: str = "units of the action",
+    action_unit: str | Mapping[str, str] = ACTION_UNIT,
     batch_size: int = 16,
     seed: int = 0,
 ) -> SensitivityResult:
@@ -180,7 +181,8 @@ def sensitivity(
         sites: Layers to compare; none skips features.
         changes: Names of `CHANGES`; None takes all. A change that does not apply to an item (no known verb) leaves it
             out of that change.
-        action_unit: Unit of the actions, for tables ("m/s"); models do not say theirs.
+        action_unit: Unit of the actions, for tables ("m/s"); models do not say theirs. Or units by name of the degree
+            of freedom, where they differ, such as {"grip": "share"}; "" stands for those not named.
         batch_size: Items per forward pass.
         seed: Seeds the bootstrap.
 
@@ -202,6 +204,7 @@ def sensitivity(
                      over="episode" if independent else "item")  # fmt: skip
     base_features, base_actions, action_names = _read(model, items, sites, batch_size)
     again_features, again_actions, _ = _read(model, items, sites, batch_size)
+    unit_of = _units_by_name(action_unit, action_names)
     features: list[Result] = []
     actions: list[Result] = []
     moved: dict[str, NDArray[np.float64]] = {}
@@ -230,7 +233,7 @@ def sensitivity(
                         f"{name} / {dof}",
                         steps[:, j],
                         here,
-                        unit=action_unit,
+                        unit=unit_of[dof],
                         again=float(still[j]),
                         seed=seed,
                     )
@@ -241,6 +244,17 @@ def sensitivity(
     return SensitivityResult(
         len(items), action_names, tuple(features), tuple(actions), _ratios(moved, units, seed=seed)
     )
+
+
+def _units_by_name(unit: str | Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Return the unit of each degree of freedom."""
+    if isinstance(unit, str):
+        return dict.fromkeys(names, unit)
+    unknown = [name for name in unit if name and name not in names]
+    if unknown:
+        has = f"it has {', '.join(names)}" if names else "the model takes none"
+        raise InputError(f"the action has no degree of freedom '{unknown[0]}' to give a unit to; {has}.")
+    return {name: unit.get(name, unit.get("", ACTION_UNIT)) for name in names}
 
 
 def _whole(steps: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -417,32 +417,39 @@ def _series(layers: Sequence[LayerTrace]) -> list[LayerSeries]:
     """Return the numbers along the depth that are no tests; those that no layer has are left out."""
     agreed = [layer.agreement for layer in layers]
     mapped = [layer.overlap for layer in layers]
-    columns: list[tuple[str, list[float | None], list[tuple[float, float] | None], list[float | None]]] = [
+    columns: list[
+        tuple[str, str, list[float | None], list[tuple[float, float] | None], list[float | None]]
+    ] = [
         (
             "CKA with the layer before",
+            "CKA",
             [a.cka if a else None for a in agreed],
             [a.cka_interval if a else None for a in agreed],
             [a.cka_shuffled if a else None for a in agreed],
         ),
         (
             "subspace shared with the layer before",
+            "overlap",
             [a.subspace if a else None for a in agreed],
             [None] * len(layers),
             [a.subspace_shuffled if a else None for a in agreed],
         ),
         (
             "label ARI with the layer before",
+            "ARI",
             [a.ari if a else None for a in agreed],
             [a.ari_interval if a else None for a in agreed],
             [None] * len(layers),
         ),
         (
             "best-cluster IoU with the masks",
+            "IoU",
             [o.mean if o else None for o in mapped],
             [None] * len(layers),
             [o.control_mean if o else None for o in mapped],
         ),
         (
+            "silhouette",
             "silhouette",
             [layer.silhouette for layer in layers],
             [None] * len(layers),
@@ -452,14 +459,14 @@ def _series(layers: Sequence[LayerTrace]) -> list[LayerSeries]:
     return [
         LayerSeries(
             name=name,
-            unit=name.split(" ", 1)[0],
+            unit=unit,
             sites=tuple(layer.site for layer in layers),
             values=tuple(values),
             low=tuple(None if ends is None else ends[0] for ends in intervals),
             high=tuple(None if ends is None else ends[1] for ends in intervals),
             control=tuple(control),
         )
-        for name, values, intervals, control in columns
+        for name, unit, values, intervals, control in columns
         if any(value is not None for value in values)
     ]
 
