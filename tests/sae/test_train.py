@@ -209,14 +209,14 @@ def test_early_stop(run, tmp_path):
 
 
 KILLED = """
-    import sys, vlascope.sae.train as t
+    import sys, vlascope.sae.job as t
     from vlascope.runs import Run
     from vlascope.sae import TrainConfig, train_sae
-    save = t._Job.save
+    save = t.Job.save
     def told(self):
         save(self)
         print("saved", self.n_done, flush=True)
-    t._Job.save = told
+    t.Job.save = told
     train_sae(Run.open(sys.argv[1]), sites=["vision.0", "vision.1"],
               config={"n_latents": 28, "k": 3, "levels": (5, 11)},
               train=TrainConfig(batch=50, epochs=25, eval_every=5, save_every=4), out=sys.argv[2], quiet=True)

@@ -37,8 +37,9 @@ def run(args: Args) -> int:
     from ..errors import InputError
     from ..runs import Run
     from ..sae import Split, evaluate, load_sae
+    from ..sae.job import held_out_chunks
     from ..sae.metrics import LEVEL_HEAD
-    from ..sae.train import held_out_chunks, same_split
+    from ..sae.train import same_split
 
     captured = Run.open(args.run)
     found = load_sae(args.sae, run=captured, site=args.site, device=args.device)

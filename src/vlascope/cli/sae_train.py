@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ._common import Common, Device, Flag, OutPath, RunPath, give, say, table
+from ._common import Common, Device, Flag, OptionalInt, OutPath, RunPath, give, say, table
 from ._main import OK
 
 
@@ -55,6 +55,10 @@ class Args(Common):
     """type in which candidates are searched (auto: bfloat16 on a GPU)"""
     device: Device = "auto"
     """where to train"""
+    engine: Literal["local", "ray"] = "local"
+    """who trains: this process, or workers of a Ray cluster that share every batch (topk only)"""
+    workers: OptionalInt = None
+    """ray: number of workers (default: one per GPU or node)"""
     seed: int = 0
     """seed of weights, order and split"""
     force: Flag = False
@@ -103,6 +107,8 @@ def run(args: Args) -> int:
         out=args.out,
         device=device,
         force=args.force,
+        engine=args.engine,
+        n_workers=args.workers,
         quiet=args.quiet,
     )
     facts, texts = [], []

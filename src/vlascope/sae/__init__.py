@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint, load_sae, run_origin, save_sae
     from .codes import Codes
     from .discovery import Discovery, FoundLatent, discover, discover_arrays
+    from .job import TrainResult
     from .metrics import Evaluation, LevelMetrics, evaluate
     from .module import MatryoshkaSAE
     from .step import SAETrainer, StepReport
     from .stream import Split, TokenStream, split_items
-    from .train import TrainResult, train_sae
+    from .train import train_sae
 
 _LAZY = {
     "Cards": "cards",
@@ -32,7 +33,7 @@ _LAZY = {
     "Split": "stream",
     "StepReport": "step",
     "TokenStream": "stream",
-    "TrainResult": "train",
+    "TrainResult": "job",
     "discover": "discovery",
     "discover_arrays": "discovery",
     "evaluate": "metrics",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -236,7 +236,15 @@ class MatryoshkaSAE(nn.Module):
                 lowest if first else torch.lerp(lowest, self.threshold.data[0], THRESHOLD_MEMORY)
             )
 
-    def aux_loss(self, losses: Losses, u_td: Tensor, *, dead: Tensor, k: int) -> Tensor:
+    def aux_loss(
+        self,
+        losses: Losses,
+        u_td: Tensor,
+        *,
+        dead: Tensor,
+        k: int,
+        whole: Callable[[Tensor], Tensor] = Tensor.detach,
+    ) -> Tensor:
         """Return how badly the dead latents of each level explain what that level leaves unexplained.
 
         Args:
@@ -244,6 +252,8 @@ class MatryoshkaSAE(nn.Module):
             u_td: Those rows, normalised.
             dead: int64, latents that have been silent for long.
             k: Dead latents used per token.
+            whole: From what these rows are to be divided by to that of the whole batch, where others hold the rest of
+                its rows; the losses of all parts then add up to that of the batch.
 
         References: L. Gao et al., 2024, arXiv 2406.04093, section A.2; here level by level.
         """
@@ -258,7 +268,7 @@ class MatryoshkaSAE(nn.Module):
         parts = GroupDecode.apply(vals, decoder, pattern)
         errors = losses.kept_errors
         has_dead = widths.diff(prepend=widths.new_zeros(1)) > 0
-        left = (errors - parts).square().sum((0, 2)) / errors.square().sum((0, 2)).clamp_min(1e-12)
+        left = (errors - parts).square().sum((0, 2)) / whole(errors.square().sum((0, 2))).clamp_min(1e-12)
         return left[has_dead].mean()
 
     @torch.no_grad()

@@ -13,9 +13,23 @@ from torch import Tensor
 from ..errors import InputError
 from .config import SAEConfig, TrainConfig
 from .module import MatryoshkaSAE
+from .team import ALONE, Team
 
 BIAS_LEAK = 0.9
 """Share of a negative bias that a dead latent keeps at each step."""
+
+
+def check_team(config: SAEConfig) -> None:
+    """Refuse what workers that each see a share of the batch cannot train as one process would.
+
+    Raises:
+        InputError: an activation that is chosen over the whole batch.
+    """
+    if config.activation != "topk":
+        raise InputError(
+            f"got activation '{config.activation}' and several workers: it is set by the whole batch, of which a "
+            "worker sees a share only. Use topk, or the engine 'local'."
+        )
 
 
 @dataclass(frozen=True)
@@ -46,9 +60,11 @@ class SAETrainer:
         n_steps: Steps in all (the step size follows it).
         sample_td: Raw tokens, a few thousand or more, from which centring, scale and first directions are taken.
         device: Where to train.
+        team: Workers that train together; each gives `step` its share of the batch.
 
     Raises:
-        InputError: the sample is empty, constant, or not finite.
+        InputError: the sample is empty, constant, or not finite; or a team for an activation that is chosen over the
+            whole batch.
     """
 
     def __init__(
@@ -59,8 +75,11 @@ class SAETrainer:
         n_steps: int,
         sample_td: Tensor,
         device: str | torch.device = "cpu",
+        team: Team = ALONE,
     ) -> None:
-        self.config, self.train, self.n_steps = config, train, max(1, n_steps)
+        self.config, self.train, self.n_steps, self.team = config, train, max(1, n_steps), team
+        if team.size > 1:
+            check_team(config)
         self.device = torch.device(device)
         self.sae = MatryoshkaSAE(config, seed=train.seed).to(self.device)
         self.n_done = 0
@@ -120,16 +139,18 @@ class SAETrainer:
         return self.lr * up * down
 
     def step(self, x_td: Tensor) -> StepReport:
-        """Train on one batch of raw tokens [b, d_in].
+        """Train on one batch of raw tokens [b, d_in], or on this worker's share of it.
 
         Raises:
             InputError: wrong width, or NaN; the weights are then as they were before.
         """
-        sae, train = self.sae, self.train
+        sae, train, team = self.sae, self.train, self.team
         u = sae.normalize(x_td.to(self.device))
         levels, weights = self._levels()
         dead = self.dead
-        n_aux = max(1, int(len(u) * train.aux_share)) if train.aux and len(dead) and levels is None else 0
+        n_all = len(u) if team.size == 1 else int(team.sum(torch.tensor(len(u), device=self.device)))
+        weight = len(u) / n_all
+        n_aux = team.part(int(n_all * train.aux_share)) if train.aux and len(dead) and levels is None else 0
         found = sae.losses(
             u,
             levels=levels,
@@ -140,10 +161,15 @@ class SAETrainer:
             screen=self._screen,
             n_keep=n_aux,
         )
-        total = found.total
+        total = found.total * weight
         if n_aux:
-            total = total + train.aux * sae.aux_loss(found, u[:n_aux], dead=dead, k=2 * self.config.k)
-        loss = float(total.detach())
+            total = total + train.aux * sae.aux_loss(
+                found, u[:n_aux], dead=dead, k=2 * self.config.k, whole=team.sum
+            )
+        told = team.sum(
+            torch.cat([total.detach()[None], found.level_fvu * weight, total.new_tensor([found.l0 * weight])])
+        )
+        loss = float(told[0])
         if not np.isfinite(loss):
             raise InputError(
                 f"the loss is {loss} at step {self.n_done + 1}: the tokens hold NaN or infinite values, or the step "
@@ -151,6 +177,7 @@ class SAETrainer:
             )
         self._optimizer.zero_grad(set_to_none=True)
         total.backward()
+        team.add_gradients([p for p in sae.parameters() if p.requires_grad])
         sae.project_gradient()
         for group in self._optimizer.param_groups:
             group["lr"] = self._step_size()
@@ -163,11 +190,12 @@ class SAETrainer:
             )
         if self.config.activation == "jumprelu":
             sae.threshold.data.clamp_(min=0)
-        fired = found.codes.cols[found.codes.vals > 0]
-        self.since_fired += len(u)
-        self.since_fired[fired] = 0
+        fired = torch.zeros_like(self.since_fired)
+        fired[found.codes.cols[found.codes.vals > 0]] = 1
+        self.since_fired += n_all
+        self.since_fired[team.sum(fired) > 0] = 0
         self.n_done += 1
-        return StepReport(self.n_done, loss, tuple(found.level_fvu.tolist()), found.l0, len(dead))
+        return StepReport(self.n_done, loss, tuple(told[1:-1].tolist()), float(told[-1]), len(dead))
 
     def _levels(self) -> tuple[Tensor | None, tuple[float, ...] | None]:
         n_random = self.config.random_prefixes

@@ -2,60 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError
 from ..files import storage_errors
 from ..progress import progress
 from ..runs.lock import write_lock
-from .checkpoint import CONFIG_NAME, PROOF_ROWS, load_sae, run_origin, save_sae
-from .config import SAEConfig, TrainConfig
-from .metrics import Evaluation, evaluate
-from .step import SAETrainer
-from .stream import POOL_BYTES, Split, TokenStream, read_rows, split_items, token_rows
-from .tensors import write_tensors
+from .config import TrainConfig
+from .job import STATE_NAME, Job, TrainResult
+from .stream import POOL_BYTES, Split, TokenStream, split_items
+from .team import ALONE, Team
 
 if TYPE_CHECKING:
     from ..runs import Run
 
-STATE_NAME = "training.safetensors"
+Engine = Literal["local", "ray"]
 SAMPLE_BYTES = 128 << 20
-EVAL_ROWS = 16384
-MIN_PROGRESS = 1e-3
-"""Early stopping counts an evaluation as progress when the FVU falls by this share."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A trained dictionary.
-
-    Attributes:
-        site: Its site.
-        path: Folder of the checkpoint, see `load_sae`.
-        evaluation: On the held-out items; None when an earlier, finished training was found.
-        n_steps: Steps taken.
-        n_tokens: Tokens trained on (passes over the same token count again).
-        history: One entry per evaluation: step, level FVUs on held-out tokens, dead latents.
-        was_there: The same training had been finished before.
-    """
-
-    site: str
-    path: Path
-    evaluation: Evaluation | None
-    n_steps: int
-    n_tokens: int
-    history: tuple[Mapping[str, Any], ...] = ()
-    was_there: bool = False
 
 
 def train_sae(
@@ -69,6 +35,8 @@ def train_sae(
     device: str = "cpu",
     force: bool = False,
     pool_bytes: int = POOL_BYTES,
+    engine: Engine = "local",
+    n_workers: int | None = None,
     quiet: bool = False,
 ) -> list[TrainResult]:
     """Train a nested dictionary at each of some sites, reading the run once for all of them.
@@ -86,7 +54,11 @@ def train_sae(
             `derived/`.
         device: "cpu", "cuda", ...
         force: Train again even if a checkpoint is there.
-        pool_bytes: Memory for tokens, all sites together.
+        pool_bytes: Memory for tokens, all sites together, per worker.
+        engine: "local" trains in this process; "ray" with Ray Train: each worker has its share of every batch, and all
+            take the same steps. Losses are those of one process with the same batches, up to rounding.
+        n_workers: Workers of the engine "ray" (default: one per GPU of the cluster, or per node without any). The run
+            and the folder of the dictionary must be reachable under the same path on every node.
         quiet: No progress bar.
 
     Returns:
@@ -100,13 +72,19 @@ def train_sae(
     Cost: about 20,000 tokens/s for 256 channels, 2,048 latents on two cores; memory: `pool_bytes`, the weights six
     times, and the token table, whatever the length of the run.
     """
+    if engine not in ("local", "ray"):
+        raise InputError(f"unknown engine '{engine}'; known are local and ray.")
+    if n_workers is not None and (engine == "local" or n_workers < 1):
+        raise InputError(
+            f"got engine '{engine}' with {n_workers} workers; need at least 1, with the engine 'ray'."
+        )
     names = [sites] if isinstance(sites, str) else list(dict.fromkeys(sites))
     if not names:
         raise InputError("got no site; name at least one, such as language.4.")
     settings = train or TrainConfig()
     split = split_items(run, held_out=settings.held_out, seed=settings.seed)
     jobs = [
-        _Job.make(
+        Job.make(
             run,
             name,
             config=config or {},
@@ -119,7 +97,7 @@ def train_sae(
         for name in names
     ]
     results: dict[str, TrainResult] = {}
-    todo: list[_Job] = []
+    todo: list[Job] = []
     for job in jobs:
         found = None if force else job.finished(run)
         if found is None:
@@ -133,18 +111,26 @@ def train_sae(
             stack.enter_context(write_lock(job.path))
             if force:
                 (job.path / STATE_NAME).unlink(missing_ok=True)
-        layouts: dict[str, list[_Job]] = {}
+        layouts: dict[str, list[Job]] = {}
         for job in todo:
             layouts.setdefault(run.site(job.site).layout, []).append(job)
         for group in layouts.values():
             share = pool_bytes * len(group) // len(todo)
-            _train_group(run, group, split, pool_bytes=share, quiet=quiet)
+            if engine == "ray":
+                from .ray_train import train_with_ray
+
+                train_with_ray(run, group, split, pool_bytes=share, n_workers=n_workers)
+            # After workers have trained, this finds their last state and nothing left to do.
+            train_group(run, group, split, pool_bytes=share, quiet=quiet)
         for job in todo:
             results[job.site] = job.finish(run, split)
     return [results[name] for name in names]
 
 
-def _train_group(run: Run, jobs: list[_Job], split: Split, *, pool_bytes: int, quiet: bool) -> None:
+def train_group(
+    run: Run, jobs: list[Job], split: Split, *, pool_bytes: int, quiet: bool, team: Team = ALONE
+) -> None:
+    """Train at sites that share a layout to the end, from where their saved states are."""
     first = jobs[0]
     stream = TokenStream(
         run,
@@ -161,7 +147,7 @@ def _train_group(run: Run, jobs: list[_Job], split: Split, *, pool_bytes: int, q
     n_sample = max(256, min(1 << 16, SAMPLE_BYTES // (4 * width * len(jobs))))
     sample = stream.sample(n_sample)
     for job in jobs:
-        job.start(run, split, n_steps=n_steps, sample=sample[job.site])
+        job.start(run, split, n_steps=n_steps, sample=sample[job.site], team=team)
     del sample
     start = min(job.n_done for job in jobs)
     batches = stream.batches(start=start)
@@ -183,190 +169,6 @@ def _train_group(run: Run, jobs: list[_Job], split: Split, *, pool_bytes: int, q
         raise KeyboardInterrupt(
             f"stopped at step {jobs[0].n_done} of {n_steps}; the same command goes on from there."
         ) from None
-
-
-@dataclass
-class _Job:
-    """One site's training: its trainer, its folder and what it has seen so far."""
-
-    site: str
-    path: Path
-    config: SAEConfig
-    train: TrainConfig
-    tokens: str
-    device: str
-    key: dict[str, Any]
-    history: list[dict[str, Any]] = field(default_factory=list)
-    n_tokens: int = 0
-    stopped: bool = False
-    trainer: SAETrainer | None = None
-    held: NDArray[np.float32] | None = None
-
-    @classmethod
-    def make(
-        cls,
-        run: Run,
-        site: str,
-        *,
-        config: Mapping[str, Any],
-        train: TrainConfig,
-        tokens: str,
-        out: Path | str | None,
-        alone: bool,
-        device: str,
-    ) -> _Job:
-        shape = SAEConfig(**{**config, "d_in": run.site(site).width})
-        key = {
-            "site": site,
-            "config": shape.to_json(),
-            "train": train.to_json(),
-            "tokens": tokens,
-            "run": run.info["content_sha256"],
-        }
-        if out is None:
-            path = run.derived_dir("sae", key)
-        else:
-            path = Path(out) if alone else Path(out) / site.replace(":", "_")
-        return cls(site, path, shape, train, tokens, device, key)
-
-    @property
-    def n_done(self) -> int:
-        return self.trainer.n_done if self.trainer else 0
-
-    @property
-    def is_done(self) -> bool:
-        assert self.trainer is not None
-        return self.stopped or self.trainer.n_done >= self.trainer.n_steps
-
-    def finished(self, run: Run) -> TrainResult | None:
-        """Return the result of a finished training with the same settings."""
-        if not (self.path / CONFIG_NAME).is_file():
-            return None
-        origin = load_sae(self.path, run=run, site=self.site).origin
-        if origin.get("key") != self.key:
-            raise InputError(
-                f"'{self.path}' holds a dictionary with other settings; choose another folder with -o, or replace it "
-                "with --force."
-            )
-        training = origin["training"]
-        return TrainResult(
-            self.site,
-            self.path,
-            None,
-            training["n_steps"],
-            training["n_tokens"],
-            tuple(training["history"]),
-            was_there=True,
-        )
-
-    def start(self, run: Run, split: Split, *, n_steps: int, sample: NDArray[np.float32]) -> None:
-        self.held = held_out_sample(run, self.site, split, tokens=self.tokens, seed=self.train.seed)
-        self.trainer = SAETrainer(
-            self.config, self.train, n_steps=n_steps, sample_td=torch.from_numpy(sample), device=self.device
-        )
-        state = self.path / STATE_NAME
-        if state.is_file():
-            self._load(state)
-
-    def step(self, values: NDArray[Any]) -> None:
-        assert self.trainer is not None and self.held is not None
-        report = self.trainer.step(torch.from_numpy(np.asarray(values, np.float32)))
-        self.n_tokens += len(values)
-        if report.step % self.train.eval_every == 0 or report.step == self.trainer.n_steps:
-            found = evaluate(self.trainer.sae, [self.held])
-            self.history.append(
-                {
-                    "step": report.step,
-                    "n_tokens": self.n_tokens,
-                    "loss": report.loss,
-                    "held_out_fvu": [m.fvu for m in found.levels],
-                    "n_dead": report.n_dead,
-                }
-            )
-            self.stopped = self._has_stalled()
-        if report.step % self.train.save_every == 0 and not self.is_done:
-            self.save()
-
-    def _has_stalled(self) -> bool:
-        patience = self.train.patience
-        values = [entry["held_out_fvu"][-1] for entry in self.history]
-        if not patience or len(values) <= patience:
-            return False
-        return min(values[-patience:]) > min(values[:-patience]) * (1 - MIN_PROGRESS)
-
-    def save(self) -> None:
-        """Write the training state whole or not at all."""
-        if self.trainer is None:
-            return
-        facts = {
-            "key": self.key,
-            "history": self.history,
-            "n_tokens": self.n_tokens,
-            "stopped": self.stopped,
-            "n_steps": self.trainer.n_steps,
-        }
-        write_tensors(self.path / STATE_NAME, self.trainer.state(), metadata={"vlascope": json.dumps(facts)})
-
-    def _load(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-        from safetensors.torch import load_file
-
-        assert self.trainer is not None
-        try:
-            with safe_open(path, framework="pt") as handle:
-                facts = json.loads((handle.metadata() or {})["vlascope"])
-            tensors = load_file(path)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise InputError(
-                f"the training state '{path}' cannot be read ({error}); delete it or start anew with --force."
-            ) from error
-        if facts["key"] != self.key or facts["n_steps"] != self.trainer.n_steps:
-            raise InputError(
-                f"'{self.path}' holds an unfinished training with other settings; choose another folder with -o, or "
-                "replace it with --force."
-            )
-        self.trainer.load_state(tensors)
-        self.history, self.n_tokens, self.stopped = facts["history"], facts["n_tokens"], facts["stopped"]
-
-    def finish(self, run: Run, split: Split) -> TrainResult:
-        assert self.trainer is not None and self.held is not None
-        sae = self.trainer.sae
-        found = evaluate(sae, held_out_chunks(run, self.site, split, tokens=self.tokens))
-        training = {"n_steps": self.trainer.n_done, "n_tokens": self.n_tokens, "history": self.history}
-        origin = {
-            **run_origin(run, self.site),
-            "tokens": self.tokens,
-            "held_out_items": [run.items[int(i)].item_id for i in split.held_out[:1000]],
-            "held_out_over": split.over,
-            "n_held_out_items": len(split.held_out),
-            "evaluation": found.to_json(),
-            "training": training,
-            "key": self.key,
-        }
-        save_sae(sae, self.path, origin=origin, proof_td=self.held[:PROOF_ROWS])
-        (self.path / STATE_NAME).unlink(missing_ok=True)
-        return TrainResult(
-            self.site, self.path, found, self.trainer.n_done, self.n_tokens, tuple(self.history)
-        )
-
-
-def held_out_sample(
-    run: Run, site: str, split: Split, *, tokens: str, seed: int, n_rows: int = EVAL_ROWS
-) -> NDArray[np.float32]:
-    """Return up to `n_rows` tokens of the held-out items in random order, float32 [n, d]; at most 64 MB."""
-    n_rows = max(PROOF_ROWS, min(n_rows, (64 << 20) // (4 * run.site(site).width)))
-    stream = TokenStream(
-        run, [site], tokens=tokens, items=split.held_out, batch=n_rows, seed=seed, at_least=2
-    )
-    values = stream.sample(n_rows)[site]
-    return values[np.random.default_rng([seed, 5]).permutation(len(values))]
-
-
-def held_out_chunks(run: Run, site: str, split: Split, *, tokens: str) -> Iterator[NDArray[Any]]:
-    """Yield the chosen tokens of each held-out item."""
-    acts = run.acts(site)
-    for rows in token_rows(run, run.site(site).layout, tokens=tokens, items=split.held_out):
-        yield read_rows(acts, rows)
 
 
 def same_split(run: Run, origin: Mapping[str, Any]) -> Split:
