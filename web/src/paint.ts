@@ -85,6 +85,8 @@ export function painter(scene: Scene, run: number, site: string, isWord = false)
 
 const scratch = document.createElement("canvas");
 const scratchDark = document.createElement("canvas");
+const sheet = document.createElement("canvas");
+const sheetDark = document.createElement("canvas");
 
 /** Draw an item's camera image with the tokens of a site over it (without a site: the image alone). With `became`
  * each token has the colour of the one that it has become like. */
@@ -120,8 +122,12 @@ export function drawImagePane(
   }
   if (!paint || !place) return site === null && !!image;
   const sx = width / iw, sy = height / ih;
-  for (const grid of place.template.grids) {
-    if (grid.camera !== camera) continue;
+  const grids = place.template.grids.filter((grid) => grid.camera === camera);
+  // Crops lie over the overview and hide it: they are laid out on a sheet of their own, which is then blended once.
+  const isStacked = grids.length > 1;
+  const into = isStacked ? blank(sheet, width, height) : ctx;
+  const intoDark = isStacked ? blank(sheetDark, width, height) : ctx;
+  for (const grid of grids) {
     scratch.width = scratchDark.width = grid.cols;
     scratch.height = scratchDark.height = grid.rows;
     const small = scratch.getContext("2d")!, smallDark = scratchDark.getContext("2d")!;
@@ -139,13 +145,27 @@ export function drawImagePane(
     small.putImageData(pixels, 0, 0);
     smallDark.putImageData(shade, 0, 0);
     const [x0, y0, x1, y1] = grid.frame;
-    ctx.imageSmoothingEnabled = scene.view.smooth;
+    const box = [x0 * sx, y0 * sy, (x1 - x0) * sx, (y1 - y0) * sy] as const;
+    into.imageSmoothingEnabled = intoDark.imageSmoothingEnabled = scene.view.smooth;
+    if (isStacked) intoDark.clearRect(...box);
+    into.globalAlpha = isStacked ? 1 : mix;
+    into.drawImage(scratch, ...box);
+    intoDark.globalAlpha = 1;
+    intoDark.drawImage(scratchDark, ...box);
+  }
+  if (isStacked) {
     ctx.globalAlpha = mix;
-    ctx.drawImage(scratch, x0 * sx, y0 * sy, (x1 - x0) * sx, (y1 - y0) * sy);
+    ctx.drawImage(sheet, 0, 0);
     ctx.globalAlpha = 1;
-    ctx.drawImage(scratchDark, x0 * sx, y0 * sy, (x1 - x0) * sx, (y1 - y0) * sy);
+    ctx.drawImage(sheetDark, 0, 0);
   }
   return true;
+}
+
+function blank(canvas: HTMLCanvasElement, width: number, height: number): CanvasRenderingContext2D {
+  canvas.width = width; // clears it
+  canvas.height = height;
+  return canvas.getContext("2d")!;
 }
 
 /** Return the patch of an image at a place given in shares of its width and height; later crops lie on top. */
