@@ -119,9 +119,8 @@ class AssociationResult:
             return f"cannot say: {self.layers[0].truth.reason}"
         found = [(site, what) for site, what in by_layer if what in ("truth", "answer", "both")]
         if not found:
-            return (
-                f"the groups follow neither '{self.label}' nor the answers at any of {len(by_layer)} layers"
-            )
+            what = f"neither '{self.label}' nor the answers" if self.answers else f"'{self.label}' not"
+            return f"the groups follow {what} at any of {len(by_layer)} layers"
         kinds = list(dict.fromkeys(what for _, what in found))
         parts = []
         for kind in kinds:

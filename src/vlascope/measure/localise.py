@@ -504,7 +504,8 @@ def _result(
     value = float(question.totals(values, np.ones((1, n)))[0])
     name, unit = f"{method} / {question.name}", question.name
     if not np.isfinite(value):
-        return cannot_say(name, "no image has what this score needs", unit=unit, n=n, over=units.over), None
+        nothing = cannot_say(name, "no image has what this score needs", unit=unit, n=n, over=units.over)
+        return replace(nothing, n_units=units.n), None
     draws = question.totals(values, weights)
     one = Result(
         name=name,
