@@ -73,6 +73,8 @@ export class EditPanel {
         .map(({ kind, name: text }) => h("option", { value: kind, selected: kind === edit.kind }, text))));
     }
     rows.push(row("What", kinds));
+    const { runs } = this.scene.data;
+    if (runs.length > 1) rows.push(hint(`It is the model of ${runs[0]!.name} that is edited.`));
     const steers = edit.kind !== "attention" && edit.kind !== "module";
     if (edit.kind === "tokens") rows.push(this.clicked(view));
     if (edit.kind === "group") rows.push(this.concept(view));
