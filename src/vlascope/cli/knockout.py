@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from ._common import Common, Device, Flag, ModelName, OptionalText, give, say, table
+from ._common import Flag, give, say, table
+from ._items import OnItems, open_both
 from ._main import OK
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Common):
+class Args(OnItems):
     """Cut attention or remove modules and heads; measure how far actions and answers move."""
 
-    model: ModelName
-    """embedded model (mini-vla), Hugging Face name or folder"""
-    data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """items with prompts, as for `vlascope capture`"""
     cut: Annotated[tuple[str, ...], arg(metavar="SOURCE:READER...", help_behavior_hint="")] = ()
     """who must not look at whom (default: text:action patch:action patch:text)"""
     blocks: str = "language.*"
@@ -29,30 +26,16 @@ class Args(Common):
     """modules or heads to remove one by one, such as language.*.mlp or language.3.v.h*"""
     mean: Flag = False
     """put their mean over the items in place instead of zero"""
-    items: int = 24
-    """items to try, spread evenly over the data"""
-    prompt: OptionalText = None
-    """prompt of every item, where the data has none"""
-    device: Device = "auto"
-    """where to compute"""
-    batch_size: int = 16
-    """items per forward pass"""
-    seed: int = 0
-    """seed of everything random"""
 
 
 def run(args: Args) -> int:
     """Knock out, measure and print."""
-    from .. import api
     from ..act import Ablate, CutAttention, ModelEdit, baseline, knockouts, mean_values
     from ..errors import InputError
     from ..measure.result import TABLE_HEAD
     from ..measure.result import table as rows_of
-    from .cut import spread
 
-    model = api.load(args.model, device=args.device)
-    source = api.items(args.data, prompt=args.prompt)
-    chosen = [source[i] for i in spread(len(source), args.items)]
+    model, chosen = open_both(args)
     edits: list[ModelEdit] = []
     for text in args.cut or (() if args.ablate else ("text:action", "patch:action", "patch:text")):
         name, colon, reader = text.partition(":")

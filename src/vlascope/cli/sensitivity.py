@@ -7,53 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from ._common import Common, Device, ModelName, OptionalText, give, say, table
+from ._common import give, say, table
+from ._items import OnItems, open_both
 from ._main import OK
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Common):
+class Args(OnItems):
     """Change the image, the verb or the noun of the prompt and measure how far features and actions move."""
 
-    model: ModelName
-    """embedded model (mini-vla), Hugging Face name or folder"""
-    data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """items with prompts, as for `vlascope capture`"""
     site: Annotated[tuple[str, ...], arg(metavar="SITE...", help_behavior_hint="")] = ()
     """layers to compare as well, as patterns (default: actions only)"""
     change: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
     """changes to make, by name (default: all)"""
     items: int = 40
-    """items to change, spread evenly over the data"""
-    prompt: OptionalText = None
-    """prompt of every item, where the data has none"""
-    device: Device = "auto"
-    """where to compute"""
-    batch_size: int = 16
-    """items per forward pass"""
+    """items to use, spread evenly over the data"""
     action_unit: Annotated[tuple[str, ...], arg(metavar="UNIT...", help_behavior_hint="")] = ()
     """unit of the actions, for the table, such as m/s; others by name after it: `m grip=share`"""
     keep: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """run in whose report the numbers shall appear"""
-    seed: int = 0
-    """seed of everything random"""
 
 
 def run(args: Args) -> int:
     """Change, compare, and print the table."""
-    from .. import api
     from ..measure import keep
     from ..measure.result import TABLE_HEAD
     from ..measure.sensitivity import sensitivity
     from ..runs import Run
-    from .cut import spread
 
     kept_in = Run.open(args.keep) if args.keep else None
-    model = api.load(args.model, device=args.device)
-    source = api.items(args.data, prompt=args.prompt)
-    chosen = [source[i] for i in spread(len(source), args.items)]
+    model, chosen = open_both(args)
     say(args, f"changing {len(chosen)} items")
     found = sensitivity(
         model,

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from ._common import Common, Device, ModelName, OptionalInt, OptionalText, OutPath, give, say, table
+from ._common import OptionalInt, OptionalText, OutPath, give, say, table
+from ._items import OnItems, open_both
 from ._main import OK
 
 if TYPE_CHECKING:
@@ -16,13 +17,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Common):
+class Args(OnItems):
     """Push a site along latents of its dictionary, or from one word to another; measure what the answers do."""
 
-    model: ModelName
-    """embedded model (mini-vla), Hugging Face name or folder"""
-    data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """items with prompts, as for `vlascope capture`"""
     site: OptionalText = None
     """where to steer (default: where the dictionary was trained)"""
     words: Annotated[tuple[str, ...], arg(metavar="FROM TO", help_behavior_hint="")] = ()
@@ -45,33 +42,19 @@ class Args(Common):
     """random directions, and as many other latents, of the same length"""
     unrelated: OptionalText = None
     """a prompt that the steering should leave alone, such as "is the gripper open?" """
-    items: int = 24
-    """items to steer, spread evenly over the data"""
-    prompt: OptionalText = None
-    """prompt of every item, where the data has none"""
     save: OutPath = None
     """write the direction between the words to this file, for `vlascope rollout --direction`"""
-    device: Device = "auto"
-    """where to compute"""
-    batch_size: int = 16
-    """items per forward pass"""
-    seed: int = 0
-    """seed of everything random"""
 
 
 def run(args: Args) -> int:
     """Steer, measure and print."""
-    from .. import api
     from ..act import baseline, dose_response, random_directions
     from ..act.saved import save_direction
     from ..act.steer import SteerDirection
     from ..items.perturb import swap_prompt
     from ..measure.result import TABLE_HEAD
-    from .cut import spread
 
-    model = api.load(args.model, device=args.device)
-    source = api.items(args.data, prompt=args.prompt)
-    chosen = [source[i] for i in spread(len(source), args.items)]
+    model, chosen = open_both(args)
     if len(args.words) == 2:
         from ..act.words import with_word
 
