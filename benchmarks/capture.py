@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 import vlascope as vs
+from benchmarks._capture_docs import write_page
 from benchmarks._record import RESULTS, environment, save
 from vlascope.files import read_json
 from vlascope.items import Item, ItemSource
@@ -116,7 +117,7 @@ def overhead(folder: Path, *, quick: bool) -> dict[str, Any]:
     )
     module, sites, grid = tower(**shape)
     model = vs.wrap(module, sites=sites, layout=grid, preprocess=as_pixels, device="cpu")
-    items = Pictures(n_items, height=shape["image_px"], width=shape["image_px"])
+    items = _photos(folder / "photos", Pictures(n_items, height=shape["image_px"], width=shape["image_px"]))
     starts = range(0, n_items, batch)
     prepared = [
         torch.stack([as_pixels(items[i]) for i in range(at, min(at + batch, n_items))]) for at in starts
@@ -198,6 +199,16 @@ def overhead(folder: Path, *, quick: bool) -> dict[str, Any]:
         "most_that_is_possible": {name: _ratio(secs, name, base) for name in others},
         "not_compared": missing,
     }
+
+
+def _photos(folder: Path, pictures: Pictures) -> ItemSource:
+    """Write pictures as JPEG files, which most photographs are, and open them."""
+    from PIL import Image
+
+    folder.mkdir()
+    for i in range(len(pictures)):
+        Image.fromarray(pictures[i].image).save(folder / f"{i:05d}.jpg", quality=90)
+    return vs.items(str(folder))
 
 
 def _ratio(secs: dict[str, list[float]], of: str, to: str) -> float:
@@ -387,11 +398,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--resume", action="store_true", help="measure only what the saved file lacks")
     parser.add_argument("--folder", type=Path, help="disk to write to (default: the temporary folder)")
+    parser.add_argument(
+        "--docs", action="store_true", help="write the saved numbers into the documentation and stop"
+    )
     parser.add_argument("--child", nargs=2, metavar=("N", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["VLASCOPE_PROGRESS"] = "0"
     if args.child:
         _child(int(args.child[0]), Path(args.child[1]))
+        return
+    if args.docs:
+        print(f"wrote {write_page(RESULTS / 'capture.json', table(_saved('capture')))}")
         return
     name = "capture-quick" if args.quick else "capture"
     results = _saved(name)
