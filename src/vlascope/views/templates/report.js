@@ -114,11 +114,11 @@
   };
 
   const pick = (grid, at) => {
-    const where = grid.parentElement.dataset.where || "";
+    const where = grid.closest(".panel").dataset.where || "";
     select(at.token, `${where}, row ${at.row + 1}, column ${at.col + 1}`, at.stamp);
   };
   const say = (grid, at, event) => {
-    const where = grid.parentElement.dataset.where || "";
+    const where = grid.closest(".panel").dataset.where || "";
     place(event, describe(at.token, `${where} · row ${at.row + 1}, column ${at.col + 1}`));
   };
   for (const grid of grids) {
