@@ -58,6 +58,7 @@ def test_refusals_are_one_message(run, capsys, tmp_path):
     assert "success' changes within the episode" in capsys.readouterr().err
     assert main(["sae", "eval", str(run), out, "--site", "vision.1"]) == 2
     assert "trained at site 'vision.0'" in capsys.readouterr().err
+    assert main(["sae", "eval", str(run), out, "--model", "mini-vla"]) == 2
     assert main(["sae", "eval", str(run), str(tmp_path / "none")]) == 2
     assert "holds no dictionary" in capsys.readouterr().err
     assert main(["sae", "train", str(run), "--site", "vision.0", "--k", "99", "-q"]) == 2

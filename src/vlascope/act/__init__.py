@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .paired import Comparison, compare
     from .patch import Pair, PatchingResult, make_pairs, patching
     from .player import Trial
+    from .recovered import loss_recovered
     from .rollout import ClosedLoop, closed_loop, play
     from .saved import load_direction, save_direction
     from .several import knockouts
@@ -76,6 +77,7 @@ _LAZY = {
     "latent_units": "steer",
     "load_direction": "saved",
     "load_monitor": "monitor_store",
+    "loss_recovered": "recovered",
     "make_pairs": "patch",
     "mean_difference": "steer",
     "mean_values": "knockout",
@@ -130,6 +132,7 @@ __all__ = [
     "latent_units",
     "load_direction",
     "load_monitor",
+    "loss_recovered",
     "make_pairs",
     "mean_difference",
     "mean_values",

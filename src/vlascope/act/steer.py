@@ -84,7 +84,7 @@ class SteerDirection:
 
     def on(self, model: Model) -> contextlib.AbstractContextManager[Any]:
         """Steer every forward pass inside the context."""
-        return _editing(model, self.site, self.edited, self.tokens)
+        return editing(model, self.site, self.edited, self.tokens)
 
     def to_json(self) -> dict[str, Any]:
         """Return what it does, without the direction itself."""
@@ -185,7 +185,7 @@ class SteerLatents:
 
     def on(self, model: Model) -> contextlib.AbstractContextManager[Any]:
         """Steer every forward pass inside the context."""
-        return _editing(model, self.site, self.edited, self.tokens)
+        return editing(model, self.site, self.edited, self.tokens)
 
     def to_json(self) -> dict[str, Any]:
         """Return what it does."""
@@ -232,7 +232,7 @@ class Redirected:
 
     def on(self, model: Model) -> contextlib.AbstractContextManager[Any]:
         """Steer every forward pass inside the context."""
-        return _editing(model, self.base.site, self.edited, self.base.tokens)
+        return editing(model, self.base.site, self.edited, self.base.tokens)
 
     def to_json(self) -> dict[str, Any]:
         """Return what it does, without the direction itself."""
@@ -321,7 +321,8 @@ def latent_units(sae: MatryoshkaSAE, tokens_nd: NDArray[np.floating]) -> NDArray
     return out
 
 
-def _editing(model: Model, site: str, fn: Any, where: Where) -> contextlib.AbstractContextManager[Any]:
+def editing(model: Model, site: str, fn: Any, where: Where) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which chosen tokens of one site are what `fn` makes of them."""
     found = model.resolve(site)
     if len(found) != 1:
         raise InputError(f"'{site}' names {len(found)} sites; steering takes one.")

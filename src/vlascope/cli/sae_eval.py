@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -26,6 +26,12 @@ class Args(Common):
     """site to read (default: where it was trained)"""
     items: Literal["held-out", "all"] = "held-out"
     """held-out: only items that it was not trained on, where the run is the one it was trained on; else all"""
+    model: OptionalText = None
+    """also let this model (the dictionary's own) read the reconstruction: share of its answers' loss recovered"""
+    data: OptionalText = None
+    """items with prompts for that, as for `vlascope capture`"""
+    n: int = 24
+    """items of them to use, spread evenly"""
     device: Device = "cpu"
     """where to compute"""
 
@@ -35,6 +41,8 @@ def run(args: Args) -> int:
     import numpy as np
 
     from ..errors import InputError
+    from ..measure.result import TABLE_HEAD
+    from ..measure.result import table as rows_of
     from ..runs import Run
     from ..sae import Split, evaluate, load_sae
     from ..sae.job import held_out_chunks
@@ -55,8 +63,43 @@ def run(args: Args) -> int:
         split = Split(everything[:0], everything, "item")
     result = evaluate(found.sae, held_out_chunks(captured, site, split, tokens=key.get("tokens", "auto")))
     which = "held-out items" if args.items == "held-out" and own else "all items"
-    facts = {"run": str(captured.path), "dictionary": str(args.sae), "site": site, "items": which}
+    facts: dict[str, Any] = {
+        "run": str(captured.path),
+        "dictionary": str(args.sae),
+        "site": site,
+        "items": which,
+    }
     text = f"{site}: {result.n_tokens} tokens of {len(split.held_out)} items ({which})\n"
     text += table(result.table(), head=LEVEL_HEAD)
+    if args.model is not None or args.data is not None:
+        recovered = _recovered(args, found, site=site, tokens=key.get("tokens", "auto"))
+        facts["loss_recovered"] = [one.to_json() for one in recovered]
+        text += f"\n\n{table(rows_of(recovered), head=TABLE_HEAD)}"
     give(args, facts | result.to_json(), text=text)
     return OK
+
+
+def _recovered(args: Args, found: Any, *, site: str, tokens: str) -> list[Any]:
+    """Return the share of the answers' loss that each level recovers."""
+    from .. import api
+    from ..act import baseline, loss_recovered
+    from ..errors import InputError
+    from .cut import spread
+
+    if args.model is None or args.data is None:
+        raise InputError(
+            "--model and --data go together: which model reads the reconstruction, on which items."
+        )
+    model = api.load(args.model, device=args.device)
+    known = found.origin.get("model_fingerprint")
+    if known is not None and known != model.fingerprint():
+        raise InputError(
+            f"the dictionary in '{args.sae}' belongs to other weights than those of '{model.name}'."
+        )
+    source = api.items(args.data)
+    base = baseline(model, [source[i] for i in spread(len(source), args.n)])
+    if tokens == "auto":  # as in training: patches where the site has any
+        (place,) = model.resolve(site)
+        layout = model.prepare(base.items[:1]).layouts[place.layout][0]
+        tokens = "patch" if layout.is_kind("patch").any() else "all"
+    return loss_recovered(model, found.sae, base, site=site, tokens=tokens)
