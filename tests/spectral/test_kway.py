@@ -75,6 +75,25 @@ def test_rows_out_of_reach_get_no_label(cut: Any) -> None:
         assert found.assign(eigvecs[4:6])[k].tolist() == [found.labels[k][4], -1]
 
 
+def test_columns_weigh_by_their_eigenvalues_in_kmeans() -> None:
+    x, truth = mixture(1201, k=4, gap=2.5)
+    rng = np.random.default_rng(0)
+    eigvecs = np.hstack([NystromNCut(4).fit_transform(x), rng.normal(size=(1201, 8))])
+    values = np.r_[np.ones(4), np.full(8, 1e-3)]
+
+    plain, weighed = (
+        kway(eigvecs, 12, method="kmeans"),
+        kway(eigvecs, 12, method="kmeans", eigenvalues=values),
+    )
+    purity = [
+        metrics.homogeneity_score(truth, found.labels[12]) for found in (plain, weighed)
+    ]  # noise columns tear groups apart unless they weigh little
+    assert purity[1] > 0.99 > 0.8 > purity[0]
+    np.testing.assert_array_equal(weighed.assign(eigvecs[::7])[12], weighed.labels[12][::7])
+    same = kway(eigvecs * values.astype(np.float32), 12, method="kmeans")
+    np.testing.assert_array_equal(same.labels[12], weighed.labels[12])
+
+
 def test_rotation_beats_its_start_on_the_cut_objective() -> None:
     x, _ = mixture(701, k=9, gap=1.2)
     ncut = NystromNCut(9, scale=4.0)
@@ -95,6 +114,10 @@ def test_bad_input(cut: Any) -> None:
             kway(cut[0], bad)
     with pytest.raises(InputError, match="method"):
         kway(cut[0], 3, method="ward")
+    with pytest.raises(InputError, match="only 'kmeans'"):
+        kway(cut[0], 3, eigenvalues=np.ones(13))
+    with pytest.raises(InputError, match="one finite number per column"):
+        kway(cut[0], 3, method="kmeans", eigenvalues=np.ones(12))
     with pytest.raises(InputError, match="finite rows"):
         kway(np.full((9, 4), np.nan), 3)
     with pytest.raises(InputError, match="shape"):

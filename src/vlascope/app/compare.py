@@ -57,7 +57,7 @@ def compare_cuts(first: SavedCut, second: SavedCut) -> tuple[CutResult, CutResul
         "sites": [list(c.sites) for c in cuts],
         "other": second.run.info["content_sha256"],
     }
-    folder = first.run.derived_dir("compare", {"schema": _SCHEMA, **params})
+    folder = first.run.derived_dir("compare", {"schema": _SCHEMA, "weights": "eigenvalues", **params})
     if not (folder / "params.json").is_file():
         _make(folder, cuts, params)
     saved = read_json(folder / "params.json")
@@ -103,7 +103,7 @@ def _make(folder: Path, cuts: tuple[SavedCut, SavedCut], params: dict[str, Any])
         seed=params["seed"],
     )
     eigvecs = ncut.fit_transform(as_rows(features))
-    groups = kway(eigvecs, params["k"], method="kmeans", seed=params["seed"])
+    groups = kway(eigvecs, params["k"], method="kmeans", eigenvalues=ncut.eigenvalues_, seed=params["seed"])
     eigvecs = np.ascontiguousarray(eigvecs[:, : params["n_eig"]])
     palette = Palette.fit(eigvecs, method=params["color"], seed=params["seed"])
     arrays = {

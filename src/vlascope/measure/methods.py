@@ -200,8 +200,11 @@ def _cut(
         if not np.ptp(rows, axis=0).any():
             return np.zeros(len(rows), np.int64)
         n = min(k, len(rows))
-        eigvecs = NystromNCut(n, balance=balance, seed=seed).fit_transform(rows)
-        return kway(eigvecs, n, method=rounding, seed=seed).labels[n].astype(np.int64)
+        ncut = NystromNCut(n, balance=balance, seed=seed)
+        eigvecs = ncut.fit_transform(rows)
+        eigenvalues = ncut.eigenvalues_ if rounding == "kmeans" else None
+        found = kway(eigvecs, n, method=rounding, eigenvalues=eigenvalues, seed=seed)
+        return found.labels[n].astype(np.int64)
 
     return _in_scope(features.main, scope, groups)
 

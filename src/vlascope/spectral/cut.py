@@ -150,7 +150,9 @@ def cut_run(
             fit_tokens
         )  # absent otherwise, so that cuts made before it are still found
     layouts = {name: run.site(name).layout for name in names}
-    folder = run.derived_dir("cut", {"schema": SCHEMA, **params})
+    # Cuts by k-means from before their columns were weighed are other cuts.
+    version = {"weights": "eigenvalues"} if method == "kmeans" else {}
+    folder = run.derived_dir("cut", {"schema": SCHEMA, **version, **params})
     if (folder / "params.json").is_file() and not force:
         return CutResult.load(folder, run=run)
 
@@ -172,7 +174,8 @@ def cut_run(
         eigvecs = ncut.fit_transform(features)
     else:
         eigvecs = fit_and_place(ncut, features, n_fit=fit_tokens, seed=seed, engine=engine)
-    groups = kway(eigvecs, levels, method=method, seed=seed)
+    eigenvalues = ncut.eigenvalues_ if method == "kmeans" else None
+    groups = kway(eigvecs, levels, method=method, eigenvalues=eigenvalues, seed=seed)
     eigvecs = np.ascontiguousarray(eigvecs[:, : int(n_eig)])
     palette = Palette.fit(eigvecs, method=color, space=color_space, seed=seed)
     saved = {

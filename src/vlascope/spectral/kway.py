@@ -23,6 +23,10 @@ LAST_ROTATIONS = 5
 ROTATION_GAIN = 1e-5
 """A rotation that fits the rows better by less than this share of a full fit is the last one."""
 
+KMEANS_RUNS = 8
+KMEANS_STEPS = 50
+LAST_KMEANS_STEPS = 10
+
 CHUNK_ROWS = 65_536
 
 
@@ -37,6 +41,7 @@ class KWay:
         parents: For each k int [k], the group at the next smaller k that holds it; -1 at the smallest k.
         directions: For each k float32 [k columns, k groups]: `scores` of unit rows are rows @ directions.
         method: How the groups were found.
+        weights: float32 [k columns], what the columns of the eigenvectors are multiplied with first; None: nothing.
     """
 
     labels: dict[int, NDArray[Any]]
@@ -44,6 +49,7 @@ class KWay:
     parents: dict[int, NDArray[np.int64]]
     directions: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     method: str = "rotation"
+    weights: NDArray[np.float32] | None = None
 
     def assign(self, eigvecs: Any) -> dict[int, NDArray[Any]]:
         """Return the labels of new rows (from `NystromNCut.transform`), by the same directions, for each k.
@@ -51,7 +57,7 @@ class KWay:
         Args:
             eigvecs: [b, n_eig], the same columns as those that the groups were found on.
         """
-        rows = to_tensor(eigvecs).cpu()
+        rows = _weighted(to_tensor(eigvecs).cpu(), self.weights)
         out: dict[int, NDArray[Any]] = {}
         parent_labels: NDArray[Any] | None = None
         for k, direction in self.directions.items():
@@ -62,7 +68,13 @@ class KWay:
 
 
 def kway(
-    eigvecs: Any, k: int | Sequence[int] = 10, *, method: str = "rotation", nested: bool = True, seed: int = 0
+    eigvecs: Any,
+    k: int | Sequence[int] = 10,
+    *,
+    method: str = "rotation",
+    eigenvalues: Any = None,
+    nested: bool = True,
+    seed: int = 0,
 ) -> KWay:
     """Return k groups of tokens from the eigenvectors of a Normalized Cut; for a list of k, a hierarchy.
 
@@ -77,14 +89,16 @@ def kway(
         method: "rotation": the rotation of the eigenvectors nearest to group indicators (Yu and Shi), started
             from a pivoted QR, so that it does not depend on luck; "qr": that start alone, one pass (Damle et
             al.); "kmeans": k-means on unit rows.
+        eigenvalues: [n_eig] of the cut, only for "kmeans": each column counts by its eigenvalue, as in the diffusion
+            map after one step (Coifman and Lafon), so that late columns, which are mostly noise, count less.
         nested: Make the levels nest; False keeps the groups of each k as if it were alone (parents by majority).
         seed: Seeds "kmeans" only.
 
     Raises:
-        InputError: k out of range, no finite rows, unknown method.
+        InputError: k out of range, no finite rows, unknown method, eigenvalues of another length or method.
 
     Cost: O(n k²) for the start and per rotation step (n = 50,000, k = 50: about 0.15 s).
-    References: Yu and Shi 2003; Damle, Minden and Ying 2019.
+    References: Yu and Shi 2003; Damle, Minden and Ying 2019; Coifman and Lafon 2006, doi:10.1016/j.acha.2006.04.006.
     """
     rows = to_tensor(eigvecs).cpu()
     if rows.ndim != 2 or 0 in rows.shape:
@@ -99,6 +113,8 @@ def kway(
             f"got k={levels} for {rows.shape[1]} eigenvectors; need 1 <= k <= {rows.shape[1]}. "
             f"Cut with n_eig >= {levels[-1]} for more groups."
         )
+    weights = None if eigenvalues is None else _column_weights(eigenvalues, rows.shape[1], method=method)
+    rows = _weighted(rows, weights)
     is_fine = torch.isfinite(rows.sum(1))  # a row's sum is finite only if all of it is
     n_fine = int(is_fine.sum())
     if n_fine < levels[-1]:
@@ -127,7 +143,24 @@ def kway(
         where = is_fine.numpy()
         labels = {level: _spread(values, where, -1) for level, values in labels.items()}
         scores = {level: _spread(values, where, np.nan) for level, values in scores.items()}
-    return KWay(labels=labels, scores=scores, parents=parents, directions=directions, method=method)
+    return KWay(
+        labels=labels, scores=scores, parents=parents, directions=directions, method=method, weights=weights
+    )
+
+
+def _column_weights(eigenvalues: Any, n_columns: int, *, method: str) -> NDArray[np.float32]:
+    values = np.asarray(eigenvalues, np.float32)
+    if values.shape != (n_columns,) or not np.isfinite(values).all():
+        raise InputError(
+            f"got eigenvalues of shape {values.shape} for {n_columns} eigenvectors; need one finite number per column."
+        )
+    if method != "kmeans":
+        raise InputError(f"got eigenvalues for method={method!r}; only 'kmeans' weighs columns.")
+    return np.clip(values, 0, None)
+
+
+def _weighted(rows: Tensor, weights: NDArray[np.float32] | None) -> Tensor:
+    return rows if weights is None else rows * torch.from_numpy(weights[: rows.shape[1]])
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -191,16 +224,18 @@ def _rotate(unit: Tensor, start: Tensor) -> Tensor:
 
 
 def _kmeans_directions(unit: Tensor, k: int, *, seed: int) -> Tensor:
-    """Return unit centroids of the best of four k-means runs on a sample of rows, [k columns, k]."""
+    """Return unit centroids, [k columns, k]: the best of several k-means runs on a sample, refined on all rows."""
     rng = np.random.default_rng(seed)
     step = max(1, -(-len(unit) // MAX_PIVOT_ROWS))
     sample = unit[::step]
     best, best_loss = sample[:k], np.inf
-    for _ in range(4):
-        centers, labels, _ = lloyd(sample, kmeans_pp(sample, k, rng=rng), steps=25)
+    for _ in range(KMEANS_RUNS):
+        centers, labels, _ = lloyd(sample, kmeans_pp(sample, k, rng=rng), steps=KMEANS_STEPS)
         loss = float((sample - centers[labels]).square().sum(dtype=torch.float64))
         if loss < best_loss:
             best, best_loss = centers, loss
+    if step > 1:
+        best, _, _ = lloyd(unit, best, steps=LAST_KMEANS_STEPS)
     return unit_rows(best).T.contiguous()
 
 
