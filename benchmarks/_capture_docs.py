@@ -29,8 +29,7 @@ def write_page(results: Path, table: list[tuple[str, str, str]]) -> Path:
     packages = ", ".join(f"{name} {version}" for name, version in env["packages"].items() if version)
     parts = [INTRO.format(machine=f"{env['processor']}, {env['cores']} cores, {packages}")]
     parts += [f"| {measure} | {value} | {bound} |\n" for measure, value, bound in table]
-    if "overhead" in rows:
-        parts.append(_overhead(rows["overhead"]))
+    parts += [_overhead(rows[name]) for name in ("overhead", "overhead_wide") if name in rows]
     if "memory" in rows:
         peaks = rows["memory"]["peak_mb"]
         parts.append(
@@ -56,7 +55,7 @@ def write_page(results: Path, table: list[tuple[str, str, str]]) -> Path:
 
 def _overhead(found: dict[str, Any]) -> str:
     lines = [
-        f"\nA vision transformer of {found['n_layers']} layers and {found['width']} channels, {found['image_px']} px, "
+        f"\nA transformer of {found['n_layers']} layers and {found['width']} channels, {found['image_px']} px, "
         f"{found['n_items']} images in batches of {found['batch_size']}, all residual sites, "
         f"{found['stored_mb']} MB stored in float32. Every way reads the same images; the bare loop stores nothing, so "
         "no way of capturing can be faster than it.\n\n",

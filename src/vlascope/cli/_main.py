@@ -133,7 +133,7 @@ VERBS = (
                 "discover",
                 "latents of one factor that do not follow another",
                 "sae_discover",
-                "vlascope sae discover runs/first DICTIONARY --factors fragile colour",
+                "vlascope sae discover runs/first DICTIONARY --factors target_material target_colour",
             ),
         ),
     ),

@@ -21,7 +21,7 @@ class Args(Common):
     sae: SaePath
     """folder of the dictionary, as printed by `vlascope sae train`"""
     factors: Annotated[tuple[str, ...], arg(metavar="LABEL...")]
-    """labels, the one that is looked for first, such as: fragile colour"""
+    """labels, the one that is looked for first, such as: target_material target_colour"""
     held_out: Annotated[tuple[str, ...], arg(metavar="VALUE...", help_behavior_hint="")] = ()
     """value of each factor in the cell kept for validation (default: the last of each)"""
     site: OptionalText = None

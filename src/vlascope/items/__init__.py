@@ -13,6 +13,7 @@ from .clips import ClipSource, clips
 from .coco import CocoSource
 from .curate import Unit, export_curated, units_of, with_reviews
 from .extract import extract_frames
+from .factorial import FactorialSource
 from .frames import EpisodeSubset, EpisodicSource, FrameSource, MappedSource, select_frames
 from .hdf5 import Hdf5Source
 from .hf_datasets import HfSource
@@ -37,6 +38,7 @@ __all__ = [
     "EpisodeSource",
     "EpisodeSubset",
     "EpisodicSource",
+    "FactorialSource",
     "FrameSource",
     "Hdf5Source",
     "HfSource",

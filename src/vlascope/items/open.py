@@ -16,6 +16,7 @@ from ._demo import open_demo
 from ._video import VIDEO_SUFFIXES
 from .coco import CocoSource
 from .curate import with_reviews
+from .factorial import FactorialSource
 from .frames import MappedSource, select_frames
 from .hdf5 import HDF5_SUFFIXES, Hdf5Source
 from .hf_datasets import HfSource, is_hf_dataset
@@ -62,7 +63,8 @@ def open_items(
             "demo", "demo:pick", "demo:success", "demo:failure": the episodes inside the package;
             "sim:pick?n=4&seed=0": episodes played by the simulator now;
             a folder or file, known by its structure: LeRobot (v2.x, v3), RLDS, HDF5 demonstrations (robomimic,
-            LIBERO), posed images (transforms.json), COCO, VOC, a saved Hugging Face dataset, else images or videos
+            LIBERO), posed images (transforms.json), COCO, VOC, a factorial set of the simulator, a saved Hugging Face
+            dataset, else images or videos
             (also in folders below). A prefix says which one is meant, and may have options:
             "images:P", "video:P", "lerobot:P", "rlds:P?split=train", "hdf5:P?turn=flip&state_keys=a,b", "nerf:P",
             "coco:P?images=FOLDER", "voc:P?image_set=val", "hf:P?split=train&prompt_column=caption";
@@ -251,6 +253,7 @@ _READERS: dict[str, Callable[..., ItemSource]] = {
     "nerf": NerfSource,
     "coco": CocoSource,
     "voc": VocSource,
+    "factorial": FactorialSource,
 }
 
 

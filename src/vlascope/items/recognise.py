@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from ..errors import InputError, ItemError, nearest_text
 from ._video import VIDEO_SUFFIXES
 from .coco import find_annotations
+from .factorial import is_factorial
 from .hdf5 import HDF5_SUFFIXES
 from .hf_datasets import is_saved_dataset
 from .images import IMAGE_SUFFIXES, find_files
@@ -26,6 +27,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "nerf": (),
     "coco": ("images",),
     "voc": ("image_set",),
+    "factorial": (),
     "hf": ("split", "config", "prompt_column"),
     "sim": ("n", "seed", "image_px", "failure"),
 }
@@ -40,6 +42,7 @@ TITLES = {
     "nerf": "posed images (transforms.json)",
     "coco": "a COCO dataset",
     "voc": "a VOC dataset",
+    "factorial": "a factorial set of the simulator",
     "hf": "a saved Hugging Face dataset",
 }
 
@@ -93,6 +96,8 @@ def kinds_of_folder(path: Path) -> list[str]:
         found.append("coco")
     if is_voc(path):
         found.append("voc")
+    if is_factorial(path):
+        found.append("factorial")
     if is_saved_dataset(path):
         found.append("hf")
     if found:

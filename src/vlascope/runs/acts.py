@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, RunIncompleteError
-from .arrays import chunk_path, from_stored, open_array
+from ..errors import InputError
+from .arrays import from_stored, open_array
 from .paths import array_dir
 
 MAX_OPEN_MAPS = 256
@@ -122,28 +122,12 @@ class Acts:
         while at < stop:
             base, end = int(self._offsets[block]), min(stop, int(self._offsets[block + 1]))
             if end > at:
-                self._copy(block, at - base, end - base, out[at - start : end - start])
+                out[at - start : end - start] = from_stored(
+                    self._map(block)[at - base : end - base], self._stored_dtype
+                )
                 at = end
             block += 1
         return out
-
-    def _copy(self, block: int, first: int, last: int, out: NDArray[Any]) -> None:
-        """Fill `out` with rows of one block."""
-        stored = self._map(block)[first:last]
-        if stored.dtype != out.dtype:  # bfloat16
-            out[:] = from_stored(stored, self._stored_dtype)
-            return
-        # Reading copies once and takes no page faults, which are most of the time of copying a memory map.
-        left = out.data.cast("B")
-        with chunk_path(array_dir(self._run_dir, self.site, block)).open("rb", buffering=0) as handle:
-            handle.seek(first * stored.itemsize * self.shape[1])
-            while left and (n_bytes := handle.readinto(left)):
-                left = left[n_bytes:]
-        if left:
-            raise RunIncompleteError(
-                f"block {block} of site '{self.site}' ends {len(left)} bytes too early: its file was cut short "
-                "while it was read. Mend the run with `vlascope verify RUN --repair`."
-            )
 
     def _gather(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         n = len(self)

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, RunIncompleteError
-from .appender import Appender, Staging
 from .checksum import Crc32c
 
 if TYPE_CHECKING:
@@ -107,32 +106,30 @@ def from_stored(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 class ArrayWriter:
     """Appends rows to one array in a folder that no reader looks at yet; `close` makes it a Zarr array."""
 
-    def __init__(self, array_dir: Path, *, dtype: str, staging: Staging | None = None) -> None:
+    def __init__(self, array_dir: Path, *, dtype: str) -> None:
         self.dir, self.dtype = array_dir, dtype
         self.n_rows, self.width = 0, None
         self._digest = Crc32c()
-        self._file = Appender(chunk_path(array_dir), staging=staging or Staging())
 
     def append(self, rows: list[NDArray[Any]]) -> None:
-        """Append arrays [t_i, d] of the stored type."""
-        self._file.path.parent.mkdir(parents=True, exist_ok=True)
-        pieces = []
-        for part in rows:
-            if self.width is not None and part.shape[1] != self.width:
-                raise InputError(
-                    f"site array '{self.dir.name}' has {self.width} channels, then {part.shape[1]}; the width "
-                    "of a site must not change from item to item."
-                )
-            self.width = part.shape[1]
-            pieces.append(part.reshape(-1).view(np.uint8))
-        self._file.append(pieces)
-        for part, piece in zip(rows, pieces, strict=True):
-            self._digest.update(piece)
-            self.n_rows += len(part)
+        """Append arrays [t_i, d] of the stored type. Opens and closes the file: hundreds of sites may be written."""
+        path = chunk_path(self.dir)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as handle:
+            for part in rows:
+                if self.width is not None and part.shape[1] != self.width:
+                    raise InputError(
+                        f"site array '{self.dir.name}' has {self.width} channels, then {part.shape[1]}; the width "
+                        "of a site must not change from item to item."
+                    )
+                self.width = part.shape[1]
+                data = part.reshape(-1).view(np.uint8)
+                handle.write(data.data)
+                self._digest.update(data)
+                self.n_rows += len(part)
 
     def close(self, *, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Write the metadata and return the array's entry for the commit marker; the caller flushes the disk."""
-        self._file.close()
         width = self.width or 0
         self.dir.mkdir(parents=True, exist_ok=True)
         if not self.n_rows:

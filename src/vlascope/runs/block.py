@@ -16,7 +16,6 @@ from ..files import file_hash, read_json, write_json
 from ..items.item import Item
 from ..models.layout import TokenLayout
 from . import paths
-from .appender import Staging
 from .arrays import ArrayWriter, chunk_path, itemsize, site_folder
 from .checksum import is_intact
 from .media import encode_item
@@ -52,10 +51,8 @@ class BlockWriter:
         self._work = paths.work_dir(run_dir, block)
         shutil.rmtree(self._work, ignore_errors=True)
         (self._work / "media").mkdir(parents=True)
-        staging = Staging()
         self._arrays = {
-            s: ArrayWriter(self._work / "acts" / site_folder(s), dtype=dtype, staging=staging)
-            for s in site_layouts
+            s: ArrayWriter(self._work / "acts" / site_folder(s), dtype=dtype) for s in site_layouts
         }
         self._layouts: dict[str, list[TokenLayout]] = {
             name: [] for name in sorted(set(site_layouts.values()))
