@@ -108,7 +108,7 @@ def make_run(
                 items=list(batch), layouts={"vision": [grid_tokens(rows, cols, frame=frame) for _ in batch]}
             )
 
-        def capture(self, batch: Any, names: Any) -> dict[str, list[torch.Tensor]]:
+        def capture(self, batch: Any, names: Any, **_: Any) -> dict[str, list[torch.Tensor]]:
             generator = torch.Generator().manual_seed(seed)
             n = rows * cols
             noise = torch.randn(n, width, generator=generator)
