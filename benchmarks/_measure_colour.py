@@ -59,7 +59,7 @@ def read_colours(
                 else:
                     one = probe(run, site=site, target=target, tokens="last")
                 print(f"{what}, {name}: {one.test.line()}", flush=True)
-                out.append({"what": what, "model": name, **one.to_json()})
+                out.append({"what": what, "network": name, **one.to_json()})
     return out
 
 

@@ -120,7 +120,7 @@ def _colour(found: Sequence[Facts]) -> list[str]:
         test = one["test"]
         c = test["controls"]
         out.append(
-            f"| {one['what']} | {one['model']} | {one['site']} | {_cell(test)} | {_number(one['train'])} | "
+            f"| {one['what']} | {one['network']} | {one['site']} | {_cell(test)} | {_number(one['train'])} | "
             f"{_number(c.get('shuffled labels'))} | {_number(c.get('raw pixels'))} | {_number(test['p'])} |"
         )
     first = found[0]["test"]
