@@ -111,7 +111,7 @@ def small_model() -> Any:
 def overhead(folder: Path, *, quick: bool) -> dict[str, Any]:
     """A ViT-B: 7 MB to store for 33 GFLOP of an image."""
     shape = {"width": 768, "n_layers": 12, "image_px": 224}
-    return _overhead(folder, quick=quick, shape=shape, n_items=144)
+    return _overhead(folder, quick=quick, shape=shape, n_items=96)
 
 
 def overhead_wide(folder: Path, *, quick: bool) -> dict[str, Any]:
