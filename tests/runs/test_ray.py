@@ -23,6 +23,7 @@ from vlascope.runs import RayEngine, Run, capture, open_engine
 ray: Any = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # starting a cluster's processes takes minutes where a machine is busy
     # Ray's own: processes and sockets that it leaves to the garbage collector, and announcements of changes to come.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -130,6 +130,8 @@ def test_wrong_engines_are_refused(run, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # starting a cluster's processes takes minutes where a machine is busy
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray, about itself
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
