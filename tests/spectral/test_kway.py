@@ -94,6 +94,20 @@ def test_columns_weigh_by_their_eigenvalues_in_kmeans() -> None:
     np.testing.assert_array_equal(same.labels[12], weighed.labels[12])
 
 
+def test_groups_may_use_more_eigenvectors_than_their_number() -> None:
+    truth = np.repeat([0, 1, 2], 100)
+    noise = np.random.default_rng(0).normal(size=(300, 6)) * 0.05
+    eigvecs = noise + np.array([[1, 1, 0, 1, 0, 0], [1, 1, 0, -1, 0, 0], [1, -1, 0, 0, 0, 0]])[truth]
+    few, more = (kway(eigvecs, 3, method="kmeans", per_group=m) for m in (1, 2))
+    assert metrics.adjusted_rand_score(truth, few.labels[3]) < 0.9  # the fourth column tells 0 from 1
+    assert metrics.adjusted_rand_score(truth, more.labels[3]) == 1
+    assert more.directions[3].shape == (6, 3)
+    np.testing.assert_array_equal(more.assign(eigvecs[::7])[3], more.labels[3][::7])
+    levels = kway(eigvecs, [1, 2, 5], method="kmeans", per_group=2)
+    assert [levels.directions[k].shape for k in (1, 2, 5)] == [(2, 1), (4, 2), (6, 5)]
+    assert (levels.labels[1] == 0).all()
+
+
 def test_rotation_beats_its_start_on_the_cut_objective() -> None:
     x, _ = mixture(701, k=9, gap=1.2)
     ncut = NystromNCut(9, scale=4.0)
@@ -118,6 +132,10 @@ def test_bad_input(cut: Any) -> None:
         kway(cut[0], 3, eigenvalues=np.ones(13))
     with pytest.raises(InputError, match="one finite number per column"):
         kway(cut[0], 3, method="kmeans", eigenvalues=np.ones(12))
+    with pytest.raises(InputError, match="for method='kmeans' only"):
+        kway(cut[0], 3, per_group=2)
+    with pytest.raises(InputError, match="per_group=0"):
+        kway(cut[0], 3, method="kmeans", per_group=0)
     with pytest.raises(InputError, match="finite rows"):
         kway(np.full((9, 4), np.nan), 3)
     with pytest.raises(InputError, match="shape"):

@@ -39,9 +39,9 @@ class KWay:
         scores: For each k float32 [n, k], how much a token belongs to each group: the cosine between its row of
             eigenvectors and the group's direction (for "kmeans" between the row and the centroid). NaN out of reach.
         parents: For each k int [k], the group at the next smaller k that holds it; -1 at the smallest k.
-        directions: For each k float32 [k columns, k groups]: `scores` of unit rows are rows @ directions.
+        directions: For each k float32 [columns, k groups]: `scores` of unit rows are rows @ directions.
         method: How the groups were found.
-        weights: float32 [k columns], what the columns of the eigenvectors are multiplied with first; None: nothing.
+        weights: float32 [columns], what the columns of the eigenvectors are multiplied with first; None: nothing.
     """
 
     labels: dict[int, NDArray[Any]]
@@ -73,6 +73,7 @@ def kway(
     *,
     method: str = "rotation",
     eigenvalues: Any = None,
+    per_group: int = 1,
     nested: bool = True,
     seed: int = 0,
 ) -> KWay:
@@ -90,12 +91,16 @@ def kway(
             from a pivoted QR, so that it does not depend on luck; "qr": that start alone, one pass (Damle et
             al.); "kmeans": k-means on unit rows.
         eigenvalues: [n_eig] of the cut, only for "kmeans": each column counts by its eigenvalue, as in the diffusion
-            map after one step (Coifman and Lafon), so that late columns, which are mostly noise, count less.
+            map after one step (Coifman and Lafon), so that late columns, which are mostly noise, count less. Their
+            squares are two steps.
+        per_group: Eigenvectors per group, only for "kmeans": k groups use the first `per_group` k of them (or all).
+            With one, what only later columns tell apart is lost; with more, weigh them by `eigenvalues`.
         nested: Make the levels nest; False keeps the groups of each k as if it were alone (parents by majority).
         seed: Seeds "kmeans" only.
 
     Raises:
-        InputError: k out of range, no finite rows, unknown method, eigenvalues of another length or method.
+        InputError: k out of range, no finite rows, unknown method, eigenvalues of another length or method,
+            `per_group` below 1 or of another method.
 
     Cost: O(n k²) for the start and per rotation step (n = 50,000, k = 50: about 0.15 s).
     References: Yu and Shi 2003; Damle, Minden and Ying 2019; Coifman and Lafon 2006, doi:10.1016/j.acha.2006.04.006.
@@ -113,6 +118,10 @@ def kway(
             f"got k={levels} for {rows.shape[1]} eigenvectors; need 1 <= k <= {rows.shape[1]}. "
             f"Cut with n_eig >= {levels[-1]} for more groups."
         )
+    if per_group < 1 or (per_group > 1 and method != "kmeans"):
+        raise InputError(
+            f"got per_group={per_group} for method={method!r}; need 1, or more for method='kmeans' only."
+        )
     weights = None if eigenvalues is None else _column_weights(eigenvalues, rows.shape[1], method=method)
     rows = _weighted(rows, weights)
     is_fine = torch.isfinite(rows.sum(1))  # a row's sum is finite only if all of it is
@@ -128,8 +137,9 @@ def kway(
     above: NDArray[Any] | None = None
     n_above = 0
     for level in levels:
-        unit = unit_rows(fine[:, :level])
-        direction = _directions(fine[:, :level], unit, level, method=method, seed=seed)
+        mine = fine[:, : level * per_group]
+        unit = unit_rows(mine)
+        direction = _directions(mine, unit, level, method=method, seed=seed)
         raw = _scores(unit, direction).argmax(1).numpy()
         parent = _parents(raw, above, level, n_above)
         order = _stable_order(raw, parent, level, n_above)
@@ -171,7 +181,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 def _directions(rows: Tensor, unit: Tensor, k: int, *, method: str, seed: int) -> Tensor:
     if k == 1:
-        return torch.ones((1, 1))
+        return torch.nn.functional.one_hot(torch.tensor(0), unit.shape[1]).float()[:, None]
     if method == "kmeans":
         return _kmeans_directions(unit, k, seed=seed)
     start = _qr_start(rows if method == "qr" else unit, k)
