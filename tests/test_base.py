@@ -108,3 +108,24 @@ def test_json_files_end_with_a_newline(tmp_path):
     text = files.write_json(tmp_path / "v.json", {"a": 1}).read_text()
     assert text.endswith("}\n")
     assert json.loads(text) == {"a": 1}
+
+
+def test_a_folder_takes_its_place_only_when_it_is_whole(tmp_path):
+    out = tmp_path / "made" / "here"
+    with pytest.raises(RuntimeError, match="half way"), files.new_folder(out) as work:
+        (work / "half").write_text("x")
+        raise RuntimeError("half way")
+    assert list((tmp_path / "made").iterdir()) == []
+    out.mkdir()  # an empty folder is in nobody's way
+    with files.new_folder(out) as work:
+        (work / "whole").write_text("1")
+        assert not any(out.iterdir())
+    assert [p.name for p in out.iterdir()] == ["whole"]
+    with pytest.raises(errors.StorageError, match="--force"), files.new_folder(out):
+        raise AssertionError("the block must not run")
+    with pytest.raises(KeyboardInterrupt), files.new_folder(out, force=True):
+        raise KeyboardInterrupt
+    assert (out / "whole").read_text() == "1"
+    with files.new_folder(out, force=True) as work:
+        (work / "other").write_text("2")
+    assert [p.name for p in out.iterdir()] == ["other"] and len(list((tmp_path / "made").iterdir())) == 1

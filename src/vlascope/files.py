@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,37 @@ def write_atomic(path: Path | str, write: Callable[[IO[bytes]], object]) -> Path
             Path(temp_name).unlink(missing_ok=True)
             raise
     return path
+
+
+@contextmanager
+def new_folder(out: Path | str, *, force: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside `out` that takes its place when the block ends well, and is removed otherwise.
+
+    Args:
+        out: Final place; its parents are made when missing.
+        force: Replace what is there. An empty folder is always replaced.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        StorageError: `out` exists and `force` is False, or it cannot be written.
+    """
+    out = Path(out)
+    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
+        raise StorageError(f"'{out}' exists; choose another folder, or replace it with force=True (--force).")
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temp = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+        try:
+            yield temp
+            os.chmod(temp, 0o755)
+            if out.exists():
+                shutil.rmtree(out) if out.is_dir() else out.unlink()
+            os.replace(temp, out)
+        except BaseException:
+            shutil.rmtree(temp, ignore_errors=True)
+            raise
 
 
 def write_bytes(path: Path | str, data: bytes) -> Path:

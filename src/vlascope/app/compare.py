@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..files import read_json, storage_errors, write_json
+from ..files import new_folder, read_json, write_json
 from ..palette.palette import Palette
 from ..palette.saved import CutPart, SavedCut
 from ..spectral.align import relative_affinity
@@ -118,19 +115,11 @@ def _make(folder: Path, cuts: tuple[SavedCut, SavedCut], params: dict[str, Any])
         "parents": {str(k): groups.parents[k].tolist() for k in params["k"]},
         "health": ncut.health_.to_dict(),
     }
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            os.chmod(work, 0o755)
-            for name, array in arrays.items():
-                np.save(work / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
-            palette.save(work / "palette.npz")
-            write_json(work / "params.json", saved)
-            os.replace(work, folder)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+    with new_folder(folder, force=True) as work:
+        for name, array in arrays.items():
+            np.save(work / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+        palette.save(work / "palette.npz")
+        write_json(work / "params.json", saved)
 
 
 class _Table:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, StorageError
-from ..files import content_hash, storage_errors
+from ..errors import InputError
+from ..files import content_hash, new_folder
 from .frames import EpisodeSubset, FrameSource
 from .item import Item, ItemSource, Subset
 from .lerobot import LeRobotSource
@@ -155,7 +152,7 @@ def export_curated(
     base = _base(source)
     if isinstance(source, FrameSource) and not isinstance(base, VideoSource):
         return _export_lerobot(source, base, out, fps=fps, force=force, crf=crf)
-    with _new_folder(out, force=force) as folder:
+    with new_folder(out, force=force) as folder:
         _copy_files(source, folder)
     return out
 
@@ -278,23 +275,3 @@ def _copy_files(source: ItemSource, folder: Path) -> None:
         warnings.warn(
             "the images were copied without their masks, which stay with the original.", stacklevel=3
         )
-
-
-@contextmanager
-def _new_folder(out: Path, *, force: bool) -> Iterator[Path]:
-    """Give a temporary folder that becomes `out` when all went well."""
-    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(f"'{out}' exists; choose another folder, or replace it with force=True (--force).")
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        with storage_errors(out):
-            yield temp
-            os.chmod(temp, 0o755)
-            if out.exists():
-                shutil.rmtree(out) if out.is_dir() else out.unlink()
-            os.replace(temp, out)
-    except BaseException:
-        shutil.rmtree(temp, ignore_errors=True)
-        raise

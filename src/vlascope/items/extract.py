@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .curate import _new_folder
+from ..files import new_folder
 from .video import VideoSource
 
 _EVERY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|ms|f)\s*$")
@@ -57,7 +57,7 @@ def extract_frames(
     interval, is_frames = parse_every(every)
     out, rows = Path(out), []
     starts = np.cumsum([0, *videos.episode_lengths])
-    with _new_folder(out, force=force) as folder:
+    with new_folder(out, force=force) as folder:
         for place, times in enumerate(videos.episode_times()):
             if is_frames:
                 steps = np.arange(0, len(times), int(interval))

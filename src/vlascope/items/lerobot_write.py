@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, StorageError
-from ..files import storage_errors, write_json
+from ..errors import InputError
+from ..files import new_folder, write_json
 from ._sidecar import SidecarWriter
 from ._stats import ImageStats, VectorStats
 from ._video import VideoWriter
@@ -104,34 +101,20 @@ def write_lerobot(
     out = Path(out)
     if isinstance(fps, bool) or int(fps) != fps or fps < 1:
         raise InputError(f"fps is {fps!r}; LeRobot needs a whole number of at least 1.")
-    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(f"'{out}' exists; choose another folder, or replace it with force=True (--force).")
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        with storage_errors(out), ExitStack() as stack:
-            writer = _DatasetWriter(
-                temp,
-                fps=int(fps),
-                names={"observation.state": list(state_names), "action": list(action_names)},
-                robot_type=robot_type,
-                video=video,
-                sidecar=sidecar,
-                crf=crf,
-            )
-            stack.callback(writer.close_files)
-            for episode in episodes:
-                writer.add(episode)
-            writer.finish()
-        with storage_errors(out):
-            os.chmod(temp, 0o755)
-            if out.exists():
-                shutil.rmtree(out) if out.is_dir() else out.unlink()
-            os.replace(temp, out)
-    except BaseException:
-        shutil.rmtree(temp, ignore_errors=True)
-        raise
+    with new_folder(out, force=force) as temp, ExitStack() as stack:
+        writer = _DatasetWriter(
+            temp,
+            fps=int(fps),
+            names={"observation.state": list(state_names), "action": list(action_names)},
+            robot_type=robot_type,
+            video=video,
+            sidecar=sidecar,
+            crf=crf,
+        )
+        stack.callback(writer.close_files)
+        for episode in episodes:
+            writer.add(episode)
+        writer.finish()
     return out
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -15,8 +12,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, StorageError
-from ..files import storage_errors, write_json
+from ..errors import InputError
+from ..files import new_folder, write_json
 from ..items import EpisodeData, write_lerobot
 from .arrays import site_folder
 from .run import Run
@@ -56,7 +53,7 @@ def export_safetensors(
 
     chosen = {name: run.site(name) for name in (run.sites if sites is None else sites)}
     layouts = dict.fromkeys(site.layout for site in chosen.values())
-    with _new_folder(Path(out), force=force) as work:
+    with new_folder(out, force=force) as work:
         for name, site in chosen.items():
             acts = run.acts(name)
             _write_safetensors(
@@ -221,22 +218,3 @@ def _stacked(values: Sequence[NDArray[Any] | None]) -> NDArray[np.float32] | Non
     if len(known) < len(values) or len({value.shape for value in known}) != 1:
         return None
     return np.stack(known).reshape(len(known), -1).astype(np.float32)
-
-
-@contextmanager
-def _new_folder(out: Path, *, force: bool) -> Iterator[Path]:
-    """Give a temporary folder and move it to `out` when all went well."""
-    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(f"'{out}' exists; choose another folder, or replace it with --force.")
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-        try:
-            yield work
-            os.chmod(work, 0o755)
-            if out.exists():
-                shutil.rmtree(out) if out.is_dir() else out.unlink()
-            os.replace(work, out)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..files import storage_errors, write_json
+from ..files import new_folder, write_json
 from ..palette.palette import Palette
 from ..palette.saved import SCHEMA, SavedCut, damaged, read_cut
 from ..palette.saved import CutPart as CutPart
@@ -226,18 +223,8 @@ def _save(
     folder: Path, saved: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], palette: Palette
 ) -> None:
     """Write a cut into a temporary folder beside its place and rename it, so that no half of a cut is ever seen."""
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            os.chmod(work, 0o755)
-            for name, array in arrays.items():
-                np.save(work / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
-            palette.save(work / "palette.npz")
-            write_json(work / "params.json", saved)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(work, folder)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+    with new_folder(folder, force=True) as work:
+        for name, array in arrays.items():
+            np.save(work / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+        palette.save(work / "palette.npz")
+        write_json(work / "params.json", saved)
