@@ -256,9 +256,9 @@ def test_over_the_wire(vla_client, vla_book):
 
 
 def test_paths_stay_out_of_what_is_said(vla_book, tmp_path):
-    from vlascope.app.server import _State
+    from vlascope.app.state import State
 
-    state = _State([vla_book])
+    state = State([vla_book])
     for text, clean in (
         ("the folder '/home/ann/models/my vla/x' holds no model", "the folder 'my vla/x' holds no model"),
         ("see ~/ckpt/best and /etc/passwd", "see best and passwd"),

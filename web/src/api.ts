@@ -1,6 +1,6 @@
 // Asking the server. Binary answers are a uint32 length, a JSON header of that length, then the bytes of each array.
 import type {
-  AppState, Click, EditChoices, EditFacts, Episode, Items, JobState, Layout, Measured, Ref, Reviews, RunInfo, SimilarHeader, Verdict,
+  Click, EditChoices, EditFacts, Episode, First, JobState, Layout, Measured, Ref, Reviews, RunInfo, SimilarHeader, Verdict,
 } from "./types";
 
 export class Refused extends Error {}
@@ -76,8 +76,7 @@ const post = (body: unknown): RequestInit => ({
   body: JSON.stringify(body),
 });
 
-export const getState = () => json<AppState>("/api/state");
-export const getItems = (run: RunInfo) => json<Items>(`/api/runs/${run.key}/items`);
+export const getFirst = () => binary<First>("/api/first");
 export const getEpisode = (run: RunInfo, number: number) => json<Episode>(`/api/runs/${run.key}/episodes/${number}`);
 export const getMeasured = (run: RunInfo, number: number) =>
   json<Measured>(`/api/runs/${run.key}/episodes/${number}/measured`);
@@ -106,10 +105,16 @@ export async function getColors(run: RunInfo, site: string, method: string, nEig
   return (await binary(`/api/runs/${run.key}/colors?${query({ site, method, n_eig: nEig })}`)).arrays[0]!;
 }
 
-export async function getLabels(run: RunInfo, site: string, k: number): Promise<Uint8Array | Uint16Array> {
-  const { header, arrays } = await binary<{ bytes: number }>(`/api/runs/${run.key}/labels?${query({ site, k })}`);
+export type Labels = { of: Uint8Array | Uint16Array; colors: string[] };
+
+/** Return the cluster of every token of a site, and the clusters' colours. */
+export async function getLabels(run: RunInfo, site: string, k: number): Promise<Labels> {
+  const { header, arrays } = await binary<{ bytes: number; colors: string[] }>(
+    `/api/runs/${run.key}/labels?${query({ site, k })}`,
+  );
   const bytes = arrays[0]!;
-  return header.bytes === 1 ? bytes : new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2);
+  const of = header.bytes === 1 ? bytes : new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2);
+  return { of, colors: header.colors };
 }
 
 export async function getWordColors(run: RunInfo, site: string): Promise<Uint8Array | null> {

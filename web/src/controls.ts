@@ -9,6 +9,8 @@ export class Controls {
   private layer = h("input", { type: "range", min: 0, step: 1, "aria-label": "Layer" });
   private layerName = h("output", {});
   private colors = h("select", { "aria-label": "Colours" });
+  private k = h("input", { type: "range", min: 0, step: 1, "aria-label": "K: number of groups", "aria-keyshortcuts": "k" });
+  private kName = h("output", {});
   private eig = h("input", { type: "range", min: 2, step: 1, "aria-label": "Number of eigenvectors" });
   private eigName = h("output", {});
   private mix = h("input", { type: "range", min: 0, max: 100, step: 5, "aria-label": "Strength of the colours over the image" });
@@ -21,7 +23,9 @@ export class Controls {
   constructor(private data: Data, private store: Store, actions: { copy(): void; help(): void; edit(): void }) {
     const run = data.runs[0]!;
     this.layer.max = String(run.sites.length - 1);
-    const groups = h("optgroup", { label: "Groups" }, ...run.ks.map((k) => h("option", { value: `k${k}` }, `K = ${k}`)));
+    const groups = h("option", { value: "groups" }, "groups");
+    this.k.max = String(run.ks.length - 1);
+    this.k.disabled = run.ks.length < 2;
     const palettes = h("optgroup", { label: "Continuous" },
       ...data.state.methods.map((m) => h("option", { value: m }, METHOD_NAMES[m] ?? m)));
     this.colors.append(palettes, groups);
@@ -30,6 +34,7 @@ export class Controls {
     $("controls").append(
       field("Layer", this.layer, this.layerName),
       field("Colours", this.colors),
+      field("K", this.k, this.kName),
       field("Eigenvectors", this.eig, this.eigName),
       field("Compare by", this.method),
       field("Strength", this.mix),
@@ -44,6 +49,7 @@ export class Controls {
     );
     this.layer.addEventListener("input", () => this.chooseLayer(Number(this.layer.value)));
     this.colors.addEventListener("change", () => this.chooseColors(this.colors.value));
+    this.k.addEventListener("input", () => store.set({ color: "groups", k: run.ks[Number(this.k.value)]! }));
     let later = 0;
     this.eig.addEventListener("input", () => {
       this.eigName.textContent = this.eig.value;
@@ -70,7 +76,7 @@ export class Controls {
   }
 
   chooseColors(value: string): void {
-    if (/^k\d+$/.test(value)) this.store.set({ color: "groups", k: Number(value.slice(1)) });
+    if (value === "groups") this.store.set({ color: "groups" });
     else this.store.set({ color: "palette", palette: value });
   }
 
@@ -100,7 +106,10 @@ export class Controls {
     this.layer.value = String(number);
     this.layer.setAttribute("aria-valuetext", view.site);
     this.layerName.textContent = view.site;
-    this.colors.value = view.color === "groups" ? `k${view.k}` : view.palette;
+    this.colors.value = view.color === "groups" ? "groups" : view.palette;
+    this.k.value = String(this.data.runs[0]!.ks.indexOf(view.k));
+    this.k.setAttribute("aria-valuetext", `${view.k} groups`);
+    this.kName.textContent = String(view.k);
     this.eig.value = String(view.eig);
     this.eigName.textContent = String(view.eig);
     this.mix.value = String(view.mix);

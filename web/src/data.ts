@@ -1,25 +1,39 @@
 // What has been fetched. Each getter returns what is there and asks for what is not; when an answer arrives, the page
 // draws again.
 import * as api from "./api";
-import type { AppState, Episode, Items, Layout, Measured, RunInfo, Site, Template } from "./types";
+import type { AppState, Episode, First, Items, Layout, Measured, RunInfo, Site, Template } from "./types";
 
 type Loaded<T> = { value?: T; promise: Promise<T>; failed?: string };
 
 export class Data {
-  items: Items[] = [];
+  readonly state: AppState;
+  readonly items: Items[];
   private cache = new Map<string, Loaded<unknown>>();
   private images = new Map<string, HTMLImageElement>();
   /** Colours shown last at a site: they stay until newly asked ones arrive. */
   private shown = new Map<string, Uint8Array>();
+  /** Colours of the groups, per `run|k`: known once labels of that k have arrived. */
+  private groups = new Map<string, string[]>();
   waiting = 0;
   /** Set once the first picture is on the page: what the server needs more time for is asked for only then. */
   isShown = false;
 
   constructor(
-    readonly state: AppState,
+    { header: first, arrays }: { header: First; arrays: Uint8Array[] },
     private arrived: () => void,
     private failed: (message: string) => void,
-  ) {}
+  ) {
+    this.state = first.state;
+    this.items = first.items;
+    const keep = <T>(key: string, value: T) => this.cache.set(key, { value, promise: Promise.resolve(value) });
+    for (const { run, name, value } of first.layouts) keep(`layout|${run}|${name}`, value);
+    for (const { run, number, value } of first.episodes) keep(`episode|${run}|${number}`, value);
+    first.colors.forEach(({ run, site, method, n_eig }, i) => keep(`colors|${run}|${site}|${method}|${n_eig}`, arrays[i]!));
+    first.images.forEach(({ run, item, camera, type }, i) => {
+      const data = arrays[first.colors.length + i]! as Uint8Array<ArrayBuffer>;
+      this.show(api.imageUrl(this.runs[run]!, item, camera), URL.createObjectURL(new Blob([data], { type })));
+    });
+  }
 
   get runs(): RunInfo[] {
     return this.state.runs;
@@ -83,7 +97,14 @@ export class Data {
   }
 
   labels(run: number, site: string, k: number): Uint8Array | Uint16Array | undefined {
-    return this.get(`labels|${run}|${site}|${k}`, () => api.getLabels(this.runs[run]!, site, k));
+    const found = this.get(`labels|${run}|${site}|${k}`, () => api.getLabels(this.runs[run]!, site, k));
+    if (found) this.groups.set(`${run}|${k}`, found.colors);
+    return found?.of;
+  }
+
+  /** Return the colours of the k groups of a run; empty until labels of that k have arrived (see `labels`). */
+  groupColors(run: number, k: number): string[] {
+    return this.groups.get(`${run}|${k}`) ?? [];
   }
 
   wordColors(run: number, site: string): Uint8Array | null | undefined {
@@ -103,15 +124,19 @@ export class Data {
   /** Return an image once it is decoded; the last few hundred are kept. */
   image(run: number, item: number, camera: number): HTMLImageElement | undefined {
     const url = api.imageUrl(this.runs[run]!, item, camera);
-    let image = this.images.get(url);
-    if (!image) {
-      image = new Image();
-      image.onload = this.arrived;
-      image.onerror = () => this.failed("an image could not be read");
-      api.showImage(image, url);
-      this.images.set(url, image);
-      if (this.images.size > 400) this.images.delete(this.images.keys().next().value!);
-    }
+    const image = this.images.get(url) ?? this.show(url);
     return image.complete && image.naturalWidth > 0 ? image : undefined;
+  }
+
+  /** Let an image show what is at an address of the server: fetched from there, or held already as `own`. */
+  private show(url: string, own?: string): HTMLImageElement {
+    const image = new Image();
+    image.onload = this.arrived;
+    image.onerror = () => this.failed("an image could not be read");
+    if (own) image.src = own;
+    else api.showImage(image, url);
+    this.images.set(url, image);
+    if (this.images.size > 400) this.images.delete(this.images.keys().next().value!);
+    return image;
   }
 }

@@ -45,7 +45,7 @@ export class EditPanel {
     this.edits.open();
     const { edit, site, k, query, clicks } = scene.view;
     const key = JSON.stringify([edit.kind, edit.where, edit.mean, edit.scope, edit.frames, edit.source, edit.reader, edit.group,
-      edit.dictionary, site, k, query, clicks, this.edits.choices]);
+      edit.dictionary, site, k, query, clicks, this.edits.choices, scene.data.groupColors(0, k).length]);
     if (key !== this.key) {
       this.key = key;
       this.build(scene.view);
@@ -121,7 +121,8 @@ export class EditPanel {
   }
 
   private concept(view: View): HTMLElement {
-    const colors = this.scene.data.runs[0]!.colors[String(view.k)] ?? [];
+    this.scene.data.labels(0, view.site, view.k); // brings the colours
+    const colors = this.scene.data.groupColors(0, view.k);
     const swatch = h("span", { class: "swatch" });
     swatch.style.background = colors[view.edit.group] ?? "transparent";
     const input = h("select", { "data-field": "group", "aria-label": "Concept", change: () => this.set({ group: Number(input.value) }) },

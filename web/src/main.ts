@@ -68,13 +68,13 @@ function startView(data: Data, hash: string): View {
 
 async function start(): Promise<void> {
   if (window.vlascopeNotebook) await api.connect();
-  const state = await api.getState();
+  const first = await api.getFirst();
   let group = -1;
   let hovered: Hover | null = null;
   let store: Store | undefined;
   const redraw = () => store?.touch();
-  const data = new Data(state, redraw, fail);
-  data.items = await Promise.all(state.runs.map((run) => api.getItems(run)));
+  const data = new Data(first, redraw, fail);
+  const { state } = data;
   const like = new Likeness(data, redraw, fail);
   const edits = new Edits(data, redraw);
   store = new Store(startView(data, location.hash));
@@ -150,12 +150,12 @@ async function start(): Promise<void> {
   const legend = () => {
     const { color, k } = view.view;
     const box = $("legend");
-    const key = `${color}|${k}|${group}`;
+    const wanted = data.groupColors(0, k);
+    const key = `${color}|${k}|${group}|${wanted.length}`;
     if (box.dataset.key === key) return;
     box.dataset.key = key;
     box.hidden = color !== "groups";
     if (color !== "groups") return;
-    const wanted = data.runs[0]!.colors[String(k)] ?? [];
     if (box.childElementCount !== wanted.length || box.dataset.k !== String(k)) {
       box.dataset.k = String(k);
       box.replaceChildren(...wanted.map((hex, i) => {

@@ -42,13 +42,14 @@ function groupTable(scene: Scene, run: number): Uint8Array {
   const key = `${info.key}|${scene.view.k}`;
   let table = groupColors.get(key);
   if (!table) {
-    table = hexes(info.colors[String(scene.view.k)] ?? ["#808080"]);
-    groupColors.set(key, table);
+    table = hexes(scene.data.groupColors(run, scene.view.k));
+    if (table.length) groupColors.set(key, table);
   }
   return table;
 }
 
-/** Return how to colour a token of a site: writes red, green, blue and the share of black (0..255) into `out`. */
+/** Return how to colour a token of a site, `token` writes red, green, blue and the share of black (0..255) into `out`;
+ * and `from`, what that depends on besides the view. */
 export function painter(scene: Scene, run: number, site: string, isWord = false) {
   const { data, view, like } = scene;
   const own = isWord && view.color === "palette" ? data.wordColors(run, site) : null;
@@ -61,7 +62,7 @@ export function painter(scene: Scene, run: number, site: string, isWord = false)
   const values = like.kind === "none" ? undefined : like.values.get(`${run}|${site}`);
   const isMask = like.kind === "mask";
   const hasLike = like.kind !== "none";
-  return (token: number, out: Uint8ClampedArray | number[], at: number): void => {
+  const paintToken = (token: number, out: Uint8ClampedArray | number[], at: number): void => {
     if (view.color === "palette") {
       out[at] = rgb![3 * token]!;
       out[at + 1] = rgb![3 * token + 1]!;
@@ -81,12 +82,16 @@ export function painter(scene: Scene, run: number, site: string, isWord = false)
     if (scene.group >= 0 && labels && labels[token] !== scene.group) dark = Math.max(dark, DARK);
     out[at + 3] = Math.round(255 * dark);
   };
+  return { token: paintToken, from: [rgb, labels, values, table] as unknown[] };
 }
 
 const scratch = document.createElement("canvas");
 const scratchDark = document.createElement("canvas");
 const sheet = document.createElement("canvas");
 const sheetDark = document.createElement("canvas");
+
+/** What each canvas was drawn from last, and whether it was whole: the same again need not be drawn. */
+const drawn = new WeakMap<HTMLCanvasElement, { from: unknown[]; isWhole: boolean }>();
 
 /** Draw an item's camera image with the tokens of a site over it (without a site: the image alone). With `became`
  * each token has the colour of the one that it has become like. */
@@ -97,19 +102,26 @@ export function drawImagePane(
   const info = scene.data.items[run]!.items[item];
   const size = info?.sizes[camera];
   if (!info || !size) return false;
-  const [ih, iw] = size;
+  const { view, like } = scene;
+  const isTokens = site !== null;
+  const image = scene.data.image(run, item, camera);
+  const place = isTokens ? scene.data.place(run, site, item) : undefined;
+  const paint = place ? painter(scene, run, site!) : undefined;
   const ratio = Math.min(2, window.devicePixelRatio || 1);
   const width = Math.max(1, Math.round(canvas.clientWidth * ratio));
   const height = Math.max(1, Math.round(canvas.clientHeight * ratio));
+  const from = [width, height, run, item, camera, site, image, place?.template, became, ...(paint ? [
+    view.color, view.k, view.mix, view.smooth, scene.group, like.kind, ...paint.from] : [view.mix])];
+  const last = drawn.get(canvas);
+  if (last && last.from.length === from.length && last.from.every((value, i) => value === from[i])) return last.isWhole;
+  if (!image && !paint) return false;
+  drawn.set(canvas, { from, isWhole: paint ? true : !isTokens && !!image });
   if (canvas.width !== width || canvas.height !== height) {
     canvas.width = width;
     canvas.height = height;
   }
+  const [ih, iw] = size;
   const ctx = canvas.getContext("2d")!;
-  const image = scene.data.image(run, item, camera);
-  const place = site === null ? undefined : scene.data.place(run, site, item);
-  const paint = site === null || !place ? undefined : painter(scene, run, site);
-  if (!image && !paint) return false;
   ctx.globalAlpha = 1;
   ctx.imageSmoothingEnabled = true;
   ctx.imageSmoothingQuality = "high";
@@ -120,7 +132,7 @@ export function drawImagePane(
     ctx.globalAlpha = site === null ? 1 : 1 - 0.55 * mix;
     ctx.drawImage(image, 0, 0, width, height);
   }
-  if (!paint || !place) return site === null && !!image;
+  if (!paint || !place) return !isTokens && !!image;
   const sx = width / iw, sy = height / ih;
   const grids = place.template.grids.filter((grid) => grid.camera === camera);
   // Crops lie over the overview and hide it: they are laid out on a sheet of their own, which is then blended once.
@@ -138,7 +150,7 @@ export function drawImagePane(
       const token = became ? became[grid.index[i]!]! : place.start + grid.index[i]!;
       // What an edit made unlike every token of the run has no colour of its own.
       if (token < 0) pixels.data.set([128, 128, 128, 0], 4 * i);
-      else paint(token, pixels.data, 4 * i);
+      else paint.token(token, pixels.data, 4 * i);
       shade.data[4 * i + 3] = pixels.data[4 * i + 3]!;
       pixels.data[4 * i + 3] = 255;
     }

@@ -66,8 +66,12 @@ export class Strip {
     for (const thumb of this.thumbs) {
       const chosen = thumb.run === 0 ? view.site : view.site2;
       const isChosen = thumb.site === chosen;
-      thumb.button.setAttribute("aria-pressed", String(isChosen));
-      thumb.canvas.style.aspectRatio = `${size[1]} / ${size[0]}`;
+      const pressed = String(isChosen), shape = `${size[1]} / ${size[0]}`;
+      if (thumb.button.getAttribute("aria-pressed") !== pressed) thumb.button.setAttribute("aria-pressed", pressed);
+      if (thumb.canvas.style.aspectRatio !== shape) thumb.canvas.style.aspectRatio = shape;
+    }
+    // Drawing reads sizes: only once nothing is changed any more, or each thumb is laid out anew.
+    for (const thumb of this.thumbs) {
       if (!this.visible.has(thumb.button)) continue;
       const item = data.itemIn(thumb.run, view.item);
       if (item >= 0) drawImagePane(thumb.canvas, scene, thumb.run, item, 0, thumb.site);

@@ -18,6 +18,11 @@ export class Timeline {
   private timer = 0;
   private scene!: Scene;
   private occupancy = { key: "", shares: [] as Float32Array[] };
+  /** All of the chart but the line at the current frame; drawn again when one of the values of `drawn` changes. */
+  private sheet = document.createElement("canvas");
+  private drawn: unknown[] = [];
+  private top = 0;
+  private ink = "";
   items: number[] = [];
 
   constructor(private root: HTMLElement, private choose: (item: number) => void) {
@@ -91,9 +96,46 @@ export class Timeline {
     this.canvas.classList.toggle("tall", !!measured && (measured.changes !== null || measured.anomaly !== null));
     const ratio = Math.min(2, devicePixelRatio || 1);
     const width = this.canvas.clientWidth, height = this.canvas.clientHeight;
-    this.canvas.width = Math.round(width * ratio);
-    this.canvas.height = Math.round(height * ratio);
+    const { data, view, group } = this.scene;
+    const drawn = [width, height, ratio, view.theme, matchMedia("(prefers-color-scheme: dark)").matches, this.items, episode,
+      measured, this.show.value, view.site, view.k, group, data.labels(0, view.site, view.k), data.place(0, view.site, this.items[0]!)?.template];
+    if (drawn.some((value, i) => value !== this.drawn[i])) {
+      this.drawn = drawn;
+      this.canvas.width = this.sheet.width = Math.round(width * ratio);
+      this.canvas.height = this.sheet.height = Math.round(height * ratio);
+      this.still(episode, measured, curves, width, height, ratio);
+    }
     const ctx = this.canvas.getContext("2d")!;
+    ctx.setTransform(1, 0, 0, 1, 0, 0);
+    ctx.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    ctx.drawImage(this.sheet, 0, 0);
+    ctx.scale(ratio, ratio);
+    ctx.strokeStyle = this.ink;
+    ctx.lineWidth = 1.5;
+    const here = LEFT + ((width - LEFT - RIGHT) * at) / Math.max(1, this.items.length - 1);
+    ctx.beginPath();
+    ctx.moveTo(here, this.top - 4);
+    ctx.lineTo(here, height);
+    ctx.stroke();
+    if (this.legend.childElementCount !== curves.length || this.legend.dataset.names !== curves.map((c) => c.name).join()) {
+      this.legend.dataset.names = curves.map((c) => c.name).join();
+      this.legend.replaceChildren(...curves.map((c, i) => {
+        const swatch = h("span", { class: "line" });
+        swatch.style.background = LINES[i]!;
+        return h("span", {}, swatch, `${c.name} `, h("b", {}));
+      }));
+    }
+    curves.forEach((c, i) => {
+      const value = c.values[at] ?? 0;
+      this.legend.children[i]!.querySelector("b")!.textContent = `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+    });
+  }
+
+  /** Draw all of the chart that does not move with the time. */
+  private still(
+    episode: Episode | undefined, measured: Measured | undefined, curves: Series[], width: number, height: number, ratio: number,
+  ): void {
+    const ctx = this.sheet.getContext("2d")!;
     ctx.scale(ratio, ratio);
     ctx.font = `12px ${css("--sans")}`;
     ctx.textBaseline = "middle";
@@ -104,6 +146,8 @@ export class Timeline {
     const hasEvents = !!episode && episode.events.length > 0;
     const names = this.placeNames(ctx, episode, (step) => frameOf.get(step), x, width);
     const top = hasEvents ? 18 : 4;
+    this.top = top;
+    this.ink = text;
     const bands: { name: string; tall: number }[] = [{ name: "concepts", tall: 24 }];
     if (episode?.closed) bands.unshift({ name: "closed", tall: 12 });
     if (measured?.changes) bands.push({ name: "changes", tall: 10 });
@@ -150,20 +194,6 @@ export class Timeline {
       ctx.fillText(name, from, 7);
     }
     ctx.setLineDash([]);
-    ctx.strokeStyle = text;
-    ctx.lineWidth = 1.5;
-    ctx.beginPath();
-    ctx.moveTo(x(at), top - 4);
-    ctx.lineTo(x(at), height);
-    ctx.stroke();
-    this.legend.replaceChildren(
-      ...curves.map((c, i) => {
-        const value = c.values[at] ?? 0;
-        const swatch = h("span", { class: "line" });
-        swatch.style.background = LINES[i]!;
-        return h("span", {}, swatch, `${c.name} `, h("b", {}, `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`));
-      }),
-    );
   }
 
   /** Where the names of the events stand: over their lines; names that would overlap are joined into one. */
@@ -263,7 +293,7 @@ export class Timeline {
     const { data, view } = this.scene;
     const site = view.site;
     const labels = data.labels(0, site, view.k);
-    const colors = hexes(data.runs[0]!.colors[String(view.k)] ?? []);
+    const colors = hexes(data.groupColors(0, view.k));
     if (!labels) return;
     const key = `${site}|${view.k}|${this.items[0]}|${this.items.length}`;
     if (this.occupancy.key !== key) {

@@ -21,7 +21,6 @@ export interface RunInfo {
   n_eig: number;
   eigenvalues: number[];
   method: string;
-  colors: Record<string, string[]>;
   sampled_share: number | null;
   notes: string[];
   n_failed: number;
@@ -34,6 +33,16 @@ export interface AppState {
   compared: boolean;
   shared_items: number[] | null;
   methods: string[];
+}
+
+/** All that the first picture needs, in one message; the arrays are those of `colors`, then of `images`. */
+export interface First {
+  state: AppState;
+  items: Items[];
+  layouts: { run: number; name: string; value: Layout }[];
+  episodes: { run: number; number: number; value: Episode }[];
+  colors: { run: number; site: string; method: string; n_eig: number }[];
+  images: { run: number; item: number; camera: number; type: string }[];
 }
 
 export interface Item {

@@ -83,7 +83,7 @@ export class WordsView {
     for (const { button, token } of this.buttons) {
       const paint = painters.get(`${button.dataset.run}|${button.dataset.site}`);
       if (!paint) continue;
-      paint(token, out, 0);
+      paint.token(token, out, 0);
       const light = 1 - out[3]! / 255;
       const [r, g, b] = [out[0]! * light, out[1]! * light, out[2]! * light].map(Math.round) as [number, number, number];
       button.style.background = `rgb(${r} ${g} ${b})`;

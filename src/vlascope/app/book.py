@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,10 @@ class RunBook:
         self.index = TokenIndex(cut)
         self.colors = ColorBook(cut)
         self.concepts = ConceptRows(cut.eigvecs)
-        self.features = {site: SiteFeatures(self.run, site) for site in cut.sites}
+        self.stopping = threading.Event()
+        """Set when the server shuts down: what is being computed ends soon."""
+        self.features = {site: SiteFeatures(self.run, site, stopping=self.stopping) for site in cut.sites}
+        self.group_colors = lru_cache(maxsize=None)(self._group_colors)
         self.key = content_hash([self.run.info.get("content_sha256"), cut.path.name, number])
         self._word_rgb: Any = None
         self._lock = threading.Lock()
@@ -54,7 +57,7 @@ class RunBook:
     # ---- what the page is told -----------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """Return the run as the page sees it, JSON-able: sites, numbers of clusters, colours, parameters."""
+        """Return the run as the page sees it, JSON-able: sites, numbers of clusters, parameters."""
         cut, index = self.cut, self.index
         params = picture_params(
             cut, view="app", sites=cut.sites, site=cut.sites[0], k=max(cut.labels), items=()
@@ -82,10 +85,6 @@ class RunBook:
             "n_eig": int(cut.eigvecs.shape[1]),
             "eigenvalues": [round(float(v), 6) for v in cut.eigenvalues],
             "method": cut.params["color"],
-            "colors": {
-                str(k): [css_color(tuple(c)) for c in cut.cluster_colors(k).tolist()]
-                for k in sorted(cut.labels)
-            },
             "sampled_share": sampled_share(cut),
             "notes": [str(n) for n in health_value(cut, "notes") or ()],
             "n_failed": int(self.run.info.get("n_failed") or 0),
@@ -223,6 +222,13 @@ class RunBook:
             raise InputError(f"this cut holds k = {', '.join(map(str, self.cut.labels))}, not {k}.")
         values = self.cut.labels[k][self.cut.parts[site].rows]
         return values.astype(np.uint8 if k <= 256 else np.uint16)
+
+    def _group_colors(self, k: int) -> list[str]:
+        """Return the colour of each cluster, "#rrggbb"; behind `group_colors`, which keeps them.
+
+        Cost: one pass over the tokens of all sites, so it waits until clusters are asked for.
+        """
+        return [css_color(tuple(c)) for c in self.cut.cluster_colors(k).tolist()]
 
     def word_rgb(self, site: str) -> np.ndarray | None:
         """Return the colours of a site's tokens in a cut of the words alone, uint8 [m, 3]; None where there is none.

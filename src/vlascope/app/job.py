@@ -97,6 +97,11 @@ class Jobs:
         threading.Thread(target=self._run, args=(job, work), name="vlascope-job", daemon=True).start()
         return job
 
+    def stop(self) -> None:
+        """Ask the running job to stop, if there is one."""
+        if self.last is not None:
+            self.last.cancel()
+
     def find(self, number: int) -> Job | None:
         """Return the job of that number if it is the last one, else None."""
         return self.last if self.last is not None and self.last.number == number else None

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from ..errors import InputError, missing_extra
 from .book import RunBook, open_books
-from .server import create_app, static_bytes
+from .front import static_bytes
+from .server import create_app
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -147,6 +148,7 @@ def notebook_page() -> str:
     page = static_bytes("index.html").decode()
     script, style = static_bytes("app.js").decode(), static_bytes("app.css").decode()
     for old, new in (
+        ('<link rel="preload" href="/api/first" as="fetch" crossorigin>', ""),
         ('<link rel="icon" href="/static/icon.svg" type="image/svg+xml">', ""),
         ('<link rel="stylesheet" href="/static/app.css">', f"<style>{style}</style>"),
         (

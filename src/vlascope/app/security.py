@@ -50,6 +50,7 @@ class Guard:
     def __init__(self, app: AsgiApp, *, token: str | None = None, cookie: str = "vlascope") -> None:
         self.app, self.token, self.cookie = app, token, cookie
         self.prepare_all: Callable[[], None] = lambda: None
+        self.stop: Callable[[], None] = lambda: None
         self.shown = threading.Event()
         self.openapi: Callable[[], dict[str, Any]] = dict
         self.names = set(LOOPBACK) if token is None else {*LOOPBACK, *_own_names()}

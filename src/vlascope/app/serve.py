@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import threading
@@ -9,16 +10,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ..errors import InputError, missing_extra
 from .book import RunBook
-from .security import is_loopback
+from .security import Guard, is_loopback
 from .server import create_app
 
 DEFAULT_PORT = 8899
 N_PORTS = 50
 """Ports that are tried when none is named."""
+
+CLOSE_SECS = 1
+"""How long open connections may take to end once the server shuts down."""
 
 SETTLE_SECS, IDLE_SECS = 1.0, 15.0
 """Until the work in the background begins: after the first colours were asked for, and when nobody asks."""
@@ -46,6 +51,7 @@ def serve(
     port: int | None = None,
     table: Path | None = None,
     ready: Callable[[Address], Any] | None = None,
+    patience_secs: float | None = None,
 ) -> None:
     """Serve one or two opened runs until interrupted.
 
@@ -56,17 +62,15 @@ def serve(
         port: Port to bind; None takes the first free one from 8899 on.
         table: CSV file of labels; None takes labels.csv in the first run.
         ready: Told the address once the server accepts connections.
+        patience_secs: After an interrupt, what is still being computed then is given up by ending the process (files
+            are written under another name first, so nothing is left half done); None waits for it.
 
     Raises:
         MissingExtraError: FastAPI or uvicorn is not installed.
         InputError: the address cannot be bound.
     """
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise missing_extra("uvicorn", extra="app", needed_for="vlascope app") from error
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
-    app = create_app(books, table=table, token=token)
+    app = create_app(books, table=table, token=token, background=True)
     bound = _bind(host, port)
     number = bound.getsockname()[1]
     name = f"[{host}]" if ":" in host else "localhost" if host == "localhost" else host
@@ -78,11 +82,7 @@ def serve(
         ssh=f"ssh -L {number}:localhost:{number} {socket.gethostname()}",
         token=token,
     )
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none",
-        limit_concurrency=256, timeout_keep_alive=30,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
+    server = _server(app, patience_secs=patience_secs)
     threading.Thread(target=_prepare, args=(app,), daemon=True).start()
     if ready is not None:
         threading.Thread(target=_tell, args=(server, ready, address), daemon=True).start()
@@ -90,6 +90,37 @@ def serve(
         server.run(sockets=[bound])
     finally:
         bound.close()
+
+
+def _server(app: Guard, *, patience_secs: float | None) -> Any:
+    """Return a uvicorn server that stops what is being computed when it is interrupted."""
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise missing_extra("uvicorn", extra="app", needed_for="vlascope app") from error
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.stop()
+            if patience_secs is not None:
+                last = threading.Timer(patience_secs, os._exit, (128 + sig,))
+                last.daemon = True
+                last.start()
+            super().handle_exit(sig, frame)
+
+    return Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            limit_concurrency=256,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=CLOSE_SECS,
+        )  # fmt: skip
+    )
 
 
 def _prepare(app: Any) -> None:

@@ -4,82 +4,84 @@ Annotations are evaluated here (no `from __future__ import annotations`): FastAP
 defined inside `create_app`, where it is imported.
 """
 
-import logging
-import re
 import threading
 import time
 from collections.abc import Sequence
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path as FilePath
 from typing import Any
 
-import numpy as np
-
 from .._version import __version__
-from ..errors import (
-    InputError,
-    SiteNotFoundError,
-    StorageError,
-    VlascopeError,
-    missing_extra,
-)
-from ..items import ReviewTable
-from ..palette import METHODS
-from .book import RunBook, shared_items
-from .edit_routes import add_edit_routes
-from .media import image_bytes
+from ..errors import InputError, SiteNotFoundError, VlascopeError, missing_extra
+from .book import RunBook
+from .front import FIRST, Front
 from .security import Guard
-from .similarity import EXACT_BYTES, rank_correlation, to_bytes
+from .state import State
 from .wire import pack
 
 _BINARY = "application/octet-stream"
 _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
-_STATIC = {
-    "app.js": "text/javascript; charset=utf-8",
-    "app.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-}
-_LOG = logging.getLogger(__name__)
-_PLACE = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])+([^\s'\"/\\]*)")
-"""A path from the root (or home) on: all but its last part is nobody's business. No URL, no "and/or"."""
 
 
-def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token: str | None = None) -> Any:
+def create_app(
+    books: Sequence[RunBook],
+    *,
+    table: FilePath | None = None,
+    token: str | None = None,
+    background: bool = False,
+) -> Guard:
     """Return the ASGI application for one or two opened runs.
 
     Args:
         books: What `open_books` returned.
         table: CSV file that labels of episodes and images are written to; None takes labels.csv in the first run.
         token: Needed by every request when given (the server can then be reached from other machines).
+        background: Return at once, with the routes still being made in a thread; requests wait for what they need.
 
     Raises:
         MissingExtraError: FastAPI is not installed.
     """
-    try:
-        from fastapi import FastAPI, Request, Response
-        from fastapi.exceptions import RequestValidationError
-        from fastapi.responses import JSONResponse
-        from starlette.exceptions import HTTPException
+    if find_spec("fastapi") is None:
+        raise missing_extra("fastapi", extra="app", needed_for="vlascope app")
+    state = State(books)
+    front = Front(lambda: _routes(state, table=table), state.first, shown=state.shown.set)
+    guard = Guard(front, token=token)
+    guard.prepare_all, guard.shown, guard.stop = state.prepare_all, state.shown, state.stop
+    if background:
+        threading.Thread(target=front.load, name="vlascope-routes", daemon=True).start()
+    else:
+        front.load()
+    guard.openapi = front.openapi
+    return guard
 
-        from .questions import (
-            Camera,
-            K,
-            Key,
-            Likeness,
-            Mask,
-            NEig,
-            Number,
-            PaletteMethod,
-            SiteName,
-            SiteNames,
-            Verdict,
-        )
-    except ImportError as error:
-        raise missing_extra("fastapi", extra="app", needed_for="vlascope app") from error
 
+def _routes(state: State, *, table: FilePath | None) -> Any:
+    """Return the FastAPI application behind the front."""
+    from fastapi import FastAPI, Request, Response
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+
+    from ..items import ReviewTable
+    from .edit_routes import add_edit_routes
+    from .media import image_bytes
+    from .questions import (
+        Camera,
+        K,
+        Key,
+        Likeness,
+        Mask,
+        NEig,
+        Number,
+        PaletteMethod,
+        SiteName,
+        SiteNames,
+        Verdict,
+    )
+
+    books = state.books
     by_key = {book.key: book for book in books}
     reviews = ReviewTable(books[0].run.path / "labels.csv" if table is None else table)
-    state = _State(books)
     api = FastAPI(title="vlascope", version=__version__, docs_url=None, redoc_url=None)
 
     def book_of(key: str) -> RunBook:
@@ -91,19 +93,10 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
         headers = _FOREVER if keep else {"cache-control": "no-store"}
         return Response(pack(header, arrays), media_type=_BINARY, headers=headers)
 
-    @api.get("/", include_in_schema=False)
-    def page() -> Response:
-        return Response(
-            static_bytes("index.html"),
-            media_type="text/html; charset=utf-8",
-            headers={"cache-control": "no-cache"},
-        )
-
-    @api.get("/static/{name}", include_in_schema=False)
-    def static(name: str) -> Response:
-        if name not in _STATIC:
-            raise HTTPException(404, "there is no such file")
-        return Response(static_bytes(name), media_type=_STATIC[name], headers={"cache-control": "no-cache"})
+    @api.get(FIRST, response_class=Response)
+    def get_first() -> Response:
+        """Return all that the page's first picture needs: what /api/state says, items, layouts, colours, images."""
+        return Response(state.first(), media_type=_BINARY, headers={"cache-control": "no-store"})
 
     @api.get("/api/state")
     def get_state() -> JSONResponse:
@@ -151,10 +144,11 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
 
     @api.get("/api/runs/{key}/labels", response_class=Response)
     def get_labels(key: Key, site: SiteName, k: K) -> Response:
-        """Return the cluster of every token of a site, uint8 (uint16 above k = 256) [n]."""
+        """Return the cluster of every token of a site, uint8 (uint16 above k = 256) [n], and the clusters' colours."""
         book = book_of(key)
         values = book.labels(book.site(site), k)
-        return binary({"site": site, "k": k, "bytes": values.itemsize}, [values], keep=True)
+        header = {"site": site, "k": k, "bytes": values.itemsize, "colors": book.group_colors(k)}
+        return binary(header, [values], keep=True)
 
     @api.get("/api/runs/{key}/words", response_class=Response)
     def get_word_colors(key: Key, site: SiteName) -> Response:
@@ -211,7 +205,7 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
         reviews.add([body.id], review=body.review, reason=body.reason, known=known)
         return get_reviews()
 
-    add_edit_routes(api, book_of, clean=state.without_paths)
+    state.jobs = add_edit_routes(api, book_of, clean=state.without_paths)
 
     @api.exception_handler(VlascopeError)
     def on_error(request: Request, error: VlascopeError) -> JSONResponse:
@@ -240,162 +234,4 @@ def create_app(books: Sequence[RunBook], *, table: FilePath | None = None, token
             {"error": "this is a bug in vlascope; the server's log has the report"}, status_code=500
         )
 
-    guard = Guard(api, token=token)
-    guard.prepare_all = state.prepare_all
-    guard.shown = state.shown
-    guard.openapi = api.openapi
-    return guard
-
-
-class _State:
-    """What the addresses share: the runs, which are asked together, and one heavy question at a time."""
-
-    def __init__(self, books: Sequence[RunBook]) -> None:
-        self.books = list(books)
-        # One at a time: memory stays bounded, and each gets all cores. A page asks for one thing at a time anyway.
-        self._heavy = threading.Lock()
-        self._error: str | None = None
-        self.shown = threading.Event()
-
-    def describe(self) -> dict[str, Any]:
-        shared = None
-        if len(self.books) == 2:
-            shared = shared_items(self.books[0].run, self.books[1].run).tolist()
-        return {
-            "version": __version__,
-            "runs": [book.describe() for book in self.books],
-            "compared": len(self.books) == 2,
-            "shared_items": shared,
-            "methods": list(METHODS),
-        }
-
-    def prepare_all(self) -> None:
-        """Measure all sites, those first that are shown first; meant for a thread beside the server."""
-        for book in self.books:
-            first = book.describe()["default_site"]
-            for site in sorted(book.features, key=lambda name: name != first):
-                try:
-                    book.features[site].prepare()
-                except VlascopeError as error:
-                    self._error = str(error)
-                    _LOG.warning("%s", error)
-                    return
-
-    def targets(self, text: str) -> list[tuple[RunBook, str]]:
-        """Return the sites that "*" or "vision.3,language.4" means, in all runs that have them."""
-        every = [(book, site) for book in self.books for site in book.cut.sites]
-        if text == "*":
-            return every
-        names = set(text.split(","))
-        found = [(book, site) for book, site in every if site in names]
-        if not found:
-            raise SiteNotFoundError(f"this cut has no site '{text[:80]}'.")
-        return found
-
-    def similar(
-        self,
-        book: RunBook,
-        site: str,
-        token: int,
-        *,
-        method: str,
-        n_eig: int,
-        wanted: list[tuple[RunBook, str]],
-    ) -> tuple[dict[str, Any], list[Any]]:
-        """Return the header and one uint8 array per site that could be compared."""
-        with self._heavy:
-            if method == "concepts":
-                row = book.row_at(site, token)
-                arrays = [
-                    to_bytes(book.concepts.cosine(row, n_eig=n_eig, rows=b.cut.parts[s].rows))
-                    for b, s in wanted
-                ]
-                return {"method": method, "exact": True, "parts": _parts(wanted)}, arrays
-            return self._similar_features(book, site, token, wanted)
-
-    def _similar_features(
-        self, book: RunBook, site: str, token: int, wanted: list[tuple[RunBook, str]]
-    ) -> tuple[dict[str, Any], list[Any]]:
-        if self._error:
-            raise StorageError(self._error)
-        place = book.place(site, token)
-        n_bytes = sum(b.features[s].n_bytes for b, s in wanted)
-        rank = None
-        arrays, parts, pending, missing = [], [], [], []
-        for other, name in wanted:
-            found = token if (other, name) == (book, site) else other.token_at(place, name)
-            if found is None:
-                missing.append({"run": other.key, "site": name})
-                continue
-            features, part = other.features[name], other.cut.parts[name]
-            is_own = (other, name) == (book, site)
-            if not (features.is_ready or len(wanted) <= 4):
-                pending.append({"run": other.key, "site": name})
-                continue
-            row = int(part.token_rows[found])
-            is_exact = is_own or n_bytes <= EXACT_BYTES or len(wanted) <= 4
-            values = features.exact(row) if is_exact else features.sketched(row)
-            if is_own and not (n_bytes <= EXACT_BYTES or len(wanted) <= 4):
-                rank = round(rank_correlation(values, features.sketched(row)), 4)
-            arrays.append(to_bytes(values[part.token_rows]))
-            parts.append((other, name))
-        return {
-            "method": "features",
-            "exact": rank is None,
-            "rank": rank,
-            "parts": _parts(parts),
-            "pending": pending,
-            "missing": missing,
-        }, arrays
-
-    def mask(
-        self,
-        clicks: list[tuple[int, bool]],
-        *,
-        n_eig: int,
-        threshold: float,
-        wanted: list[tuple[RunBook, str]],
-    ) -> tuple[dict[str, Any], list[Any]]:
-        """Return the header and one uint8 array per site; above 128 is in the mask."""
-        from ..spectral.click import click
-
-        cut = self.books[0].cut
-        if not 1 <= n_eig <= cut.eigvecs.shape[1]:
-            raise InputError(f"got {n_eig} eigenvectors; the cut has 1 to {cut.eigvecs.shape[1]}.")
-        with self._heavy:
-            rows = np.array([row for row, _ in clicks])
-            signs = np.array([sign for _, sign in clicks])
-            if np.intersect1d(rows[signs], rows[~signs]).size:
-                raise InputError("a token is clicked as positive and as negative; choose one.")
-            maker = click(
-                np.array(cut.eigvecs[rows, :n_eig]),
-                np.flatnonzero(signs),
-                np.flatnonzero(~signs),
-                eigenvalues=np.array(cut.eigenvalues[:n_eig]),  # not the memory map: torch warns of it
-                threshold=threshold,
-            )
-            arrays, n_in = [], 0
-            for book, site in wanted:
-                scores = maker.scores(np.array(book.cut.eigvecs[book.cut.parts[site].rows, :n_eig]))
-                n_in += int((scores > 0).sum())
-                step = np.round(np.nan_to_num(scores, nan=-1.0) * 127)
-                step = np.where(scores > 0, np.maximum(step, 1), np.minimum(step, 0))
-                arrays.append(np.clip(128 + step, 0, 255).astype(np.uint8))
-            return {"parts": _parts(wanted), "n_in": n_in}, arrays
-
-    def without_paths(self, text: str) -> str:
-        """Return a message without places on this machine: of the runs, or of anything else."""
-        for book in self.books:
-            for path in {str(book.run.path.resolve()), str(book.run.path)}:
-                if "/" in path:
-                    text = text.replace(path, book.run.path.name)
-        return _PLACE.sub(r"\1", text)
-
-
-def _parts(wanted: list[tuple[RunBook, str]]) -> list[dict[str, str]]:
-    return [{"run": book.key, "site": site} for book, site in wanted]
-
-
-def static_bytes(name: str) -> bytes:
-    """Return a file of the built page."""
-    return (files("vlascope.app") / "static" / name).read_bytes()
+    return api

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, VlascopeError
 from ..files import storage_errors, write_json
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ EXACT_BYTES = 256 * 2**20
 _SCHEMA = 1
 
 
+class Stopping(VlascopeError):
+    """The server is shutting down."""
+
+
 class SiteFeatures:
     """The activations of one site, ready to be compared with any one token of it.
 
@@ -46,10 +50,12 @@ class SiteFeatures:
     Args:
         run: The run.
         site: One of its sites.
+        stopping: Once set, whatever is being computed ends with `Stopping`.
     """
 
-    def __init__(self, run: Run, site: str) -> None:
+    def __init__(self, run: Run, site: str, *, stopping: threading.Event | None = None) -> None:
         self.run, self.site = run, site
+        self._stopping = stopping or threading.Event()
         self.acts = run.acts(site)
         self.n_bytes = self.acts.shape[0] * self.acts.shape[1] * (4 if self._dtype == "float32" else 2)
         self._lock = threading.Lock()
@@ -99,14 +105,20 @@ class SiteFeatures:
         mean = torch.from_numpy(known.mean)
         parts: list[NDArray[np.float32]] = []
         for block in self.acts.stored_blocks():
+            self._go_on()
             x = _tensor(block, self._dtype)
             # q is rounded to the stored type, so the same rounded q must multiply the mean. The constant goes into
             # the sum before the result is rounded: then the error is relative to the centred product.
             q = query.to(x.dtype)
             offset = (-(mean @ q.float())).to(x.dtype)
             left = float(-(mean @ q.float()) - offset.float())
-            product = torch.addmv(offset.expand(len(x)), x, q).float() + left
-            parts.append(product.numpy())
+            if x.dtype is torch.bfloat16:
+                # As a matrix of one column it is multiplied with the processor's own bfloat16 instructions, where it
+                # has them: 37 instead of 51 ms of processor time for 150,000 x 768.
+                product = torch.addmm(offset.expand(len(x), 1), x, q[:, None])[:, 0]
+            else:
+                product = torch.addmv(offset.expand(len(x)), x, q)
+            parts.append((product.float() + left).numpy())
         return _cosine(np.concatenate(parts), known.norms, length)
 
     def sketched(self, row: int) -> NDArray[np.float32]:
@@ -118,6 +130,10 @@ class SiteFeatures:
         self._check(row)
         own = np.asarray(known.sketch[row], np.float32)
         return np.clip(np.asarray(known.sketch @ own, np.float32), -1, 1)
+
+    def _go_on(self) -> None:
+        if self._stopping.is_set():
+            raise Stopping("the server is shutting down.")
 
     def _check(self, row: int) -> None:
         if not 0 <= row < len(self.acts):
@@ -155,6 +171,7 @@ class SiteFeatures:
                 at = 0
                 for block in self.acts.stored_blocks():
                     for start in range(0, len(block), CHUNK_ROWS):
+                        self._go_on()
                         x = _tensor(block[start : start + CHUNK_ROWS], self._dtype).float() - mean
                         length = x.norm(dim=1)
                         norms[at : at + len(x)] = length.numpy()
@@ -219,7 +236,8 @@ class ConceptRows:
             raise InputError(f"got {n_eig} eigenvectors; the cut has 1 to {k}.")
         query = np.zeros(k, np.float32)
         query[:n_eig] = self.eigvecs[row, :n_eig]
-        return _cosine(self.eigvecs[rows] @ query, self.norms(n_eig)[rows], float(np.linalg.norm(query)))
+        product = np.asarray(self.eigvecs[rows] @ query)
+        return _cosine(product, self.norms(n_eig)[rows], float(np.linalg.norm(query)))
 
     def _norms(self, n_eig: int) -> NDArray[np.float32]:
         out = np.empty(len(self.eigvecs), np.float32)
@@ -241,11 +259,18 @@ def rank_correlation(a: NDArray[np.float32], b: NDArray[np.float32], *, n: int =
 
 def to_bytes(cosine: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return cosines as uint8: 0 for 0 and below (unlike), 255 for 1 (alike)."""
-    return np.round(np.clip(np.nan_to_num(cosine), 0, 1) * 255).astype(np.uint8)
+    scaled = cosine * np.float32(255)
+    np.fmax(scaled, 0, out=scaled)  # NaN becomes 0
+    np.minimum(scaled, 255, out=scaled)
+    np.rint(scaled, out=scaled)
+    return scaled.astype(np.uint8)
 
 
 def _cosine(product: NDArray[np.float32], norms: NDArray[np.float32], length: float) -> NDArray[np.float32]:
-    return np.clip(product / np.maximum(norms * length, 1e-30), -1, 1).astype(np.float32, copy=False)
+    """Return the cosine in the place of the product: millions of tokens are passed over as few times as can be."""
+    product = product.astype(np.float32, copy=False)
+    np.divide(product, np.maximum(norms * np.float32(length), np.float32(1e-30)), out=product)
+    return np.clip(product, -1, 1, out=product)
 
 
 def _tensor(block: NDArray[Any], dtype: str) -> torch.Tensor:

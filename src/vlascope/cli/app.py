@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ..app import Address
 
 
+PATIENCE_SECS = 2.0
+"""How long Ctrl-C waits for what is being computed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Args(Common):
     """Explore a run in the browser, or compare two runs of the same items with one palette."""
@@ -37,11 +41,11 @@ def run(args: Args) -> int:
     """Open the runs (cutting them where needed), serve the page, print its address; ends with Ctrl-C."""
     from ..app import open_books, serve
     from ..runs import Run
-    from ..views.report import find_cut
+    from ..views.report import cut_folder
 
     opened = [Run.open(path) for path in args.runs]
     for one in opened:
-        if find_cut(one) is None:
+        if cut_folder(one) is None:
             say(args, f"{one.path} has no cut yet; cutting {len(one.sites)} sites (this is done once)")
     if len(opened) == 2:
         say(args, "cutting both runs together, with one palette (this is done once)")
@@ -56,5 +60,5 @@ def run(args: Args) -> int:
             if not webbrowser.open(address.url):
                 say(args, "no browser could be opened here; open the address yourself")
 
-    serve(books, host=args.host, port=args.port, table=args.table, ready=ready)
+    serve(books, host=args.host, port=args.port, table=args.table, ready=ready, patience_secs=PATIENCE_SECS)
     return OK

@@ -248,7 +248,10 @@ class Run:
 
         path = self.path / f"{name}.parquet"
         try:
-            with pq.ParquetFile(path) as file:  # read_table would import pyarrow.dataset, and that pandas
+            # read_table would import pyarrow.dataset, and that pandas; words repeat, and are kept once each.
+            with pq.ParquetFile(
+                path, read_dictionary=["text"] if name.startswith("tokens.") else None
+            ) as file:
                 return file.read()
         except (OSError, pa.ArrowInvalid) as error:
             raise RunIncompleteError(

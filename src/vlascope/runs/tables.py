@@ -124,7 +124,11 @@ class TokenTable:
         self.camera: NDArray[np.int16] = column("camera")
         self.tile: NDArray[np.int16] = column("tile")
         self.box: NDArray[np.float32] = np.stack([column(name) for name in _BOX], axis=1)
-        words = table.column("text").combine_chunks().dictionary_encode()
+        words = table.column("text").combine_chunks()
+        if not hasattr(
+            words, "dictionary"
+        ):  # as written; a run reads it encoded already (see Run._read_table)
+            words = words.dictionary_encode()
         words = words.combine_chunks() if hasattr(words, "combine_chunks") else words
         self._words: list[str] = words.dictionary.to_pylist()
         self._word: NDArray[np.int32] = _to_numpy(words.indices)

@@ -93,19 +93,19 @@ class TokenIndex:
 
     def has_patches(self, site: str) -> bool:
         """Return whether any token of `site` in the cut is an image patch."""
-        if site not in self._has_patches:
-            part = self.cut.parts[self.check_site(site)]
+        part = self.cut.parts[self.check_site(site)]
+        if part.layout not in self._has_patches:  # all sites of a layout cut the same tokens
             kinds = self.run.tokens(part.layout).kind[part.token_rows]
-            self._has_patches[site] = bool((kinds == PATCH).any())
-        return self._has_patches[site]
+            self._has_patches[part.layout] = bool((kinds == PATCH).any())
+        return self._has_patches[part.layout]
 
     def has_words(self, site: str) -> bool:
         """Return whether any token of `site` in the cut has a text."""
-        if site not in self._has_words:
-            part = self.cut.parts[self.check_site(site)]
+        part = self.cut.parts[self.check_site(site)]
+        if part.layout not in self._has_words:
             kinds = self.run.tokens(part.layout).kind[part.token_rows]
-            self._has_words[site] = bool(np.isin(kinds, TEXT_KINDS).any())
-        return self._has_words[site]
+            self._has_words[part.layout] = bool(np.isin(kinds, TEXT_KINDS).any())
+        return self._has_words[part.layout]
 
     def patch_sites(self) -> tuple[str, ...]:
         """Return the sites of the cut with patches, in the order of the cut."""
