@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,80 +10,105 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blocks import share_blocks
 from .codes import Codes, join
 from .kernel import sampled_dots
 
 BLOCK_BYTES = 1 << 24
 """Pre-activations are worked out in blocks of rows of this size, in one buffer that is used again and again: fresh
 memory costs a page fault per 4 kB, about a third of the time of the product itself."""
+MAX_ROWS = 1024
+"""Rows that a thread takes at a time: enough for a product that is not mostly reading weights, and yet in the cache."""
 GROUP = 16
-MIN_PART = 1 << 16
-"""Values that are worth a thread of their own."""
 
 
 def top_k(values_bn: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k largest values of each row and their columns, [b, k] each, in no particular order.
 
-    The same answer as `torch.topk`, faster on CPUs for wide rows: the columns are seen as groups of 16; the k groups
-    with the largest maxima hold all of the k largest values, so only these are searched. (Among equal values another
-    one may be chosen.)
+    The same answer as `torch.topk`, faster on CPUs. (Among equal values another one may be chosen.)
     """
     b, n = values_bn.shape
-    if values_bn.device.type != "cpu" or n % GROUP or n // GROUP < 4 * k:
+    if values_bn.device.type != "cpu" or k >= n or not b:
         found = values_bn.topk(k, dim=1, sorted=False)
         return found.values, found.indices
-    n_groups = n // GROUP  # group c holds the columns c, c + n_groups, c + 2 n_groups, ...
-    grouped = values_bn.view(b, GROUP, n_groups)
-    groups = _largest(grouped.amax(1), k)
-    candidates = grouped.gather(2, groups[:, None, :].expand(b, GROUP, k)).view(b, GROUP * k)
-    found = _largest(candidates, k)
-    member, group = found // k, found % k
-    return candidates.gather(1, found), member * n_groups + groups.gather(1, group)
+    values, cols = values_bn.new_empty(b, k), torch.empty(b, k, dtype=torch.int64)
+    choosers = [Chooser() for _ in range(torch.get_num_threads())]
+
+    def work(worker: int, rows: slice) -> None:
+        values[rows], cols[rows] = choosers[worker](values_bn[rows], k)
+
+    share_blocks(work, b, step=block_rows(n))
+    return values, cols
 
 
-def _largest(values_bn: Tensor, k: int) -> Tensor:
-    """Return the columns of the k largest values of each row, int64 [b, k].
+def block_rows(n: int, *, block_bytes: int | None = None) -> int:
+    """Return how many rows of n pre-activations a thread takes at a time."""
+    return max(1, min(MAX_ROWS, (block_bytes or BLOCK_BYTES) // (4 * n)))
 
-    NumPy's partition finds the k-th largest value several times faster than `torch.topk` (it sorts vectors of values
-    in registers); whatever reaches it is chosen. Rows with ties, where that is too many, are left to torch.
+
+class Chooser:
+    """Finds the k largest values of each row, in work space that is used again and again.
+
+    The columns are seen as groups of 16; the k groups with the largest maxima hold all of the k largest values, so only
+    these are searched. NumPy's partition finds the k-th largest value several times faster than `torch.topk` (it sorts
+    vectors of values in registers); whatever reaches it is chosen. Rows with ties, where that is too many, are left to
+    torch.
     """
-    b, n = values_bn.shape
-    if values_bn.dtype not in (torch.float32, torch.float64) or k >= n or not b:
-        return values_bn.topk(k, dim=1, sorted=False).indices
-    values = values_bn.numpy()
-    cols = np.empty(b * k, np.int64)
-    n_parts = max(1, min(torch.get_num_threads(), b * n // MIN_PART))
-    edges = [b * i // n_parts for i in range(n_parts + 1)]
-    tied = [False] * n_parts
 
-    def choose(part: int) -> None:
-        start, stop = edges[part], edges[part + 1]
-        rows = values[start:stop]
-        reached = rows >= np.partition(rows, n - k, axis=1)[:, n - k, None]
+    def __init__(self) -> None:
+        self._space: dict[str, Tensor] = {}
+
+    def __call__(self, values_bn: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return values and columns, [b, k] each; the next call writes over the values."""
+        b, n = values_bn.shape
+        n_groups = n // GROUP
+        if n % GROUP or n_groups < 4 * k:
+            cols = self._largest(values_bn, k)
+            return values_bn.gather(1, cols), cols
+        # Group c holds the columns c, c + n_groups, c + 2 n_groups, ...
+        grouped = values_bn.view(b, GROUP, n_groups)
+        maxima = torch.amax(grouped, 1, out=self.take("maxima", values_bn, b, n_groups))
+        groups = self._largest(maxima, k)
+        places = groups[:, None, :].expand(b, GROUP, k)
+        candidates = torch.gather(grouped, 2, places, out=self.take("candidates", values_bn, b, GROUP, k))
+        candidates = candidates.view(b, GROUP * k)
+        found = self._largest(candidates, k)
+        values = torch.gather(candidates, 1, found, out=self.take("values", values_bn, b, k))
+        return values, found.div(k, rounding_mode="floor") * n_groups + groups.gather(1, found % k)
+
+    def _largest(self, values_bn: Tensor, k: int) -> Tensor:
+        """Return the columns of the k largest values of each row, int64 [b, k]."""
+        b, n = values_bn.shape
+        if values_bn.dtype not in (torch.float32, torch.float64) or k >= n:
+            return values_bn.topk(k, dim=1, sorted=False).indices
+        values = values_bn.numpy()
+        ranked = self.take("ranked", values_bn, b, n).copy_(values_bn).numpy()
+        ranked.partition(n - k, axis=1)
+        reached = self.take("reached", values_bn, b, n, dtype=torch.bool).numpy()
+        np.greater_equal(values, ranked[:, n - k, None], out=reached)
         places = np.flatnonzero(reached)
-        if len(places) == k * (stop - start):
-            np.remainder(places, n, out=cols[k * start : k * stop])
-        else:
-            tied[part] = True
+        if len(places) == b * k:
+            return torch.from_numpy(places.reshape(b, k) - np.arange(0, b * n, n)[:, None])
+        tied = reached.sum(1) != k
+        cols = np.empty((b, k), np.int64)
+        cols[~tied] = np.nonzero(reached[~tied])[1].reshape(-1, k)
+        cols[tied] = values_bn[torch.from_numpy(tied)].topk(k, dim=1, sorted=False).indices
+        return torch.from_numpy(cols)
 
-    threads = [threading.Thread(target=choose, args=(part,)) for part in range(1, n_parts)]
-    for thread in threads:
-        thread.start()
-    choose(0)
-    for thread in threads:
-        thread.join()
-    out = torch.from_numpy(cols).view(b, k)
-    for part in np.flatnonzero(tied):
-        rows = slice(edges[part], edges[part + 1])
-        out[rows] = values_bn[rows].topk(k, dim=1, sorted=False).indices
-    return out
+    def take(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return work space of a shape, of the type and on the device of `like`, with whatever it holds."""
+        n, dtype = math.prod(shape), dtype or like.dtype
+        old = self._space.get(name)
+        if old is None or len(old) < n or (old.dtype, old.device) != (dtype, like.device):
+            old = self._space[name] = torch.empty(n, dtype=dtype, device=like.device)
+        return old[:n].view(shape)
 
 
 class Selector:
-    """Finds active latents of centred tokens; holds the buffer for the pre-activations."""
+    """Finds active latents of centred tokens; holds the work space of each thread."""
 
     def __init__(self) -> None:
-        self._buffer: Tensor | None = None
+        self._choosers = [Chooser()]  # one for each thread
 
     def pre_blocks(self, x_bd: Tensor, encoder_nd: Tensor, bias_n: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, pre-activations) for blocks of rows; each block is overwritten by the next."""
@@ -92,18 +117,8 @@ class Selector:
         weight = encoder_nd.t()
         for start in range(0, len(x_bd), step):
             rows = x_bd[start : start + step]
-            out = self._take(len(rows), n, like=x_bd)
+            out = self._choosers[0].take("pre", x_bd, len(rows), n)
             yield start, torch.addmm(bias_n, rows, weight, out=out)
-
-    def _take(self, rows: int, n: int, *, like: Tensor) -> Tensor:
-        buffer = self._buffer
-        if (
-            buffer is None
-            or buffer.numel() < rows * n
-            or (buffer.dtype, buffer.device) != (like.dtype, like.device)
-        ):
-            buffer = self._buffer = torch.empty(rows * n, dtype=like.dtype, device=like.device)
-        return buffer[: rows * n].view(rows, n)
 
     @torch.no_grad()
     def top_k(
@@ -124,12 +139,7 @@ class Selector:
         low, weight, bias = x_bd, encoder_nd, bias_n
         if screen is not None:
             low, weight, bias = x_bd.to(screen), encoder_nd.to(screen), bias_n.to(screen)
-        vals, cols = [], []
-        for _, pre in self.pre_blocks(low, weight, bias):
-            some, where = top_k(pre, n_candidates)
-            vals.append(some)
-            cols.append(where)
-        val, col = torch.cat(vals), torch.cat(cols)
+        val, col = self._largest(low, weight, bias, n_candidates)
         if screen is not None:
             val = gathered_pre(x_bd, encoder_nd, bias_n, col.sort(1).values)
             col = col.sort(1).values
@@ -139,6 +149,24 @@ class Selector:
         col, order = col.sort(1)
         offsets = torch.arange(0, len(x_bd) * k + 1, k, device=x_bd.device)
         return Codes(offsets, col.reshape(-1), val.gather(1, order).reshape(-1), n)
+
+    def _largest(self, x_bd: Tensor, encoder_nd: Tensor, bias_n: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return the k largest pre-activations of each token and their columns, in no particular order."""
+        b, n = len(x_bd), len(encoder_nd)
+        if x_bd.device.type != "cpu":
+            parts = [top_k(pre, k) for _, pre in self.pre_blocks(x_bd, encoder_nd, bias_n)]
+            return torch.cat([vals for vals, _ in parts]), torch.cat([cols for _, cols in parts])
+        vals, cols = x_bd.new_empty(b, k), torch.empty(b, k, dtype=torch.int64)
+        weight = encoder_nd.t()
+        self._choosers += [Chooser() for _ in range(torch.get_num_threads() - len(self._choosers))]
+
+        def work(worker: int, rows: slice) -> None:
+            x, choose = x_bd[rows], self._choosers[worker]
+            pre = torch.addmm(bias_n, x, weight, out=choose.take("pre", x, len(x), n))
+            vals[rows], cols[rows] = choose(pre, k)
+
+        share_blocks(work, b, step=block_rows(n))
+        return vals, cols
 
     @torch.no_grad()
     def batch_top_k(self, x_bd: Tensor, encoder_nd: Tensor, bias_n: Tensor, *, k: int) -> Codes:
