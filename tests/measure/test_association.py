@@ -76,6 +76,39 @@ def test_unrelated_groups_are_found_in_at_most_5_percent():
     assert false <= 18, f"{false} of 200 null runs; at most 10 are expected"
 
 
+def test_intervals_of_null_data_hold_what_chance_gives():
+    """NMI of few units lies far above 0 by chance, and quantiles of resamples lie higher still."""
+    rng = np.random.default_rng(2)
+    held = above = 0
+    adjusted = []
+    for trial in range(60):
+        units = units_of(np.repeat(np.arange(15), 2), over="episode")
+        groups, label = rng.integers(0, 4, (2, 15))[:, units.ids]
+        one = associate(groups, [str(x) for x in label], units, name="x", n_permutations=39, seed=trial)
+        chance = one.controls["shuffled labels"]
+        assert one.interval is not None and one.value is not None and chance > 0.1
+        held += one.interval[0] <= chance <= one.interval[1]
+        above += one.interval[0] > one.value or one.interval[1] < one.value
+        adjusted.append(one.details["adjusted for chance"])
+    assert held >= 51 and above <= 3, (held, above)
+    assert abs(np.mean(adjusted)) < 0.05
+
+
+def test_intervals_of_equal_groups_end_at_one():
+    truth = np.arange(30) % 3
+    one = associate(truth, [str(x) for x in truth], units_of(np.arange(30)), name="x", n_permutations=39)
+    assert one.value == pytest.approx(1) and one.interval == pytest.approx((1, 1))
+    assert one.details["adjusted for chance"] == pytest.approx(1)
+    mixed = np.where(np.arange(30) < 9, (truth + 1) % 3, truth)
+    part = associate(mixed, [str(x) for x in truth], units_of(np.arange(30)), name="x", n_permutations=39)
+    assert part.interval is not None and part.value is not None
+    assert 0 < part.interval[0] < part.value < part.interval[1] < 1
+    assert part.controls["shuffled labels"] < part.interval[0]
+    apart = associate(np.arange(9), list("abcdefghi"), units_of(np.arange(9)), name="x", n_permutations=39)
+    assert apart.value == 1 and not apart.found, "names that never repeat are equal however they are shuffled"
+    assert apart.details["adjusted for chance"] == pytest.approx(0, abs=1e-6)
+
+
 def test_shuffling_frames_as_if_independent_would_find_too_much():
     """The reason for whole units: the same null data, frames shuffled freely, is 'found' far too often."""
     rng = np.random.default_rng(1)

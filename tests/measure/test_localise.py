@@ -82,6 +82,23 @@ def test_joint_segments_are_matched_once():
     assert found.results["kmeans"]["Hungarian mIoU"].value == pytest.approx(1.0)
 
 
+def test_scores_of_several_starts_are_averaged():
+    run = planted(noise=3.0)  # so noisy that k-means ends elsewhere with every seed
+
+    def score(seed: int, n_starts: int):
+        found = evaluate(
+            run, sites=["vision.0"], k=4, methods=["kmeans"], n_permutations=19, seed=seed, n_starts=n_starts
+        )
+        return found.results["kmeans"]
+
+    one, two, both = score(5, 1), score(6, 1), score(5, 2)
+    for name in ("best overlap", "CorLoc", "AP@50"):
+        assert both[name].value == pytest.approx(((one[name].value or 0) + (two[name].value or 0)) / 2)
+    assert one["best overlap"].value != two["best overlap"].value
+    with pytest.raises(InputError, match="n_starts=0"):
+        score(5, 0)
+
+
 def test_random_weights_stand_beside():
     found = evaluate(
         planted(),

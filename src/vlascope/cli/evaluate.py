@@ -34,6 +34,8 @@ class Args(Common):
     """run of the same items by the model with random weights, as a control"""
     permutations: int = 199
     """shuffles of images behind each p-value"""
+    starts: int = 1
+    """seeds of each method, whose scores are averaged (k-means ends elsewhere with every seed)"""
     seed: int = 0
     """seed of everything random"""
 
@@ -61,6 +63,7 @@ def run(args: Args) -> int:
         scope=args.scope,
         random_run=Run.open(args.random) if args.random else None,
         n_permutations=args.permutations,
+        n_starts=args.starts,
         seed=args.seed,
         quiet=args.quiet,
     )
@@ -72,6 +75,7 @@ def run(args: Args) -> int:
         "methods": list(args.method),
         "k": args.k,
         "scope": args.scope,
+        "starts": args.starts,
         "seed": args.seed,
     }
     folder = captured.derived_dir("eval", params)

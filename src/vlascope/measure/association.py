@@ -22,12 +22,15 @@ from .resample import (
     summarise_null,
 )
 from .result import Result, adjusted, cannot_say, number_text, plain_json
-from .scores import contingency, nmi_of_table
+from .scores import contingency, nmi_of_table, nmi_of_tables
 
 if TYPE_CHECKING:
     from ..runs import Run
 
 N_SHUFFLES = 499
+N_DRAWS = 500
+N_CHANCE = 99
+"""Shuffles that tell what each draw of the bootstrap scores by chance."""
 MIN_UNITS = 6
 MIN_WRONG = 5
 """Wrong answers below which nobody can tell whether groups follow the truth or the answer."""
@@ -36,6 +39,7 @@ DEBUG_HEAD = (
     "site",
     "groups",
     "NMI with truth",
+    "shuffled",
     "p (BH)",
     "NMI with answer",
     "p (BH)",
@@ -157,6 +161,7 @@ class AssociationResult:
                 layer.site,
                 str(len(np.unique(layer.groups))),
                 cell(layer.truth),
+                "".join(number_text(x) for x in layer.truth.controls.values()),
                 p(layer.truth),
                 cell(layer.answer),
                 p(layer.answer),
@@ -236,7 +241,9 @@ def association(
 
     Each item is the mean of its tokens; items are grouped by k-means on standardised principal components, without
     looking at truth or answers. Normalised mutual information is compared with labels shuffled between whole
-    episodes (or items); p-values of all layers are corrected together.
+    episodes (or items); p-values of all layers are corrected together. Unrelated groups score above 0 by chance:
+    intervals are centred by what shuffled labels score in the same draws, and each result's details hold the value
+    "adjusted for chance" (0: as shuffled labels, 1: equal; Vinh, Epps and Bailey 2010 for rows that are independent).
 
     Args:
         run: Similar images with one factor varied.
@@ -383,8 +390,8 @@ def _associate(
         [nmi_of_table(contingency(groups, shuffled(codes, units, rng=rng))) for _ in range(n_permutations)]
     )
     test = summarise_null(value, null)
-    draws = _table_draws(groups, codes, units, seed=seed)
-    interval = percentile_interval(np.array([nmi_of_table(t) for t in draws]))
+    draws, chance = _above_chance(groups, codes, units, seed=seed)
+    interval = percentile_interval(np.clip(chance + (1 - chance) * draws, 0, 1))
     return Result(
         name=name,
         value=value,
@@ -395,7 +402,10 @@ def _associate(
         interval=interval,
         controls={"shuffled labels": test.null_mean},
         p=test.p,
-        details={"shuffles": n_permutations},
+        details={
+            "shuffles": n_permutations,
+            "adjusted for chance": (value - chance) / max(1 - chance, 1e-12),
+        },
     )
 
 
@@ -412,10 +422,8 @@ def _difference(
         return cannot_say(name, "one answer or one group", unit="NMI", n=len(truth), over=units.over)
     value = nmi_of_table(contingency(groups, t)) - nmi_of_table(contingency(groups, a))
     values = [
-        nmi_of_table(x) - nmi_of_table(y)
-        for x, y in zip(
-            _table_draws(groups, t, units, seed=seed), _table_draws(groups, a, units, seed=seed), strict=True
-        )
+        chance + (1 - chance) * draws
+        for draws, chance in (_above_chance(groups, codes, units, seed=seed) for codes in (t, a))
     ]
     return Result(
         name=name,
@@ -424,20 +432,38 @@ def _difference(
         n=len(truth),
         over=units.over,
         n_units=units.n,
-        interval=percentile_interval(np.array(values)),
+        interval=percentile_interval(values[0] - values[1]),
         details={"n_wrong": n_wrong},
     )
 
 
-def _table_draws(
-    x: NDArray[np.int64], y: NDArray[np.int64], units: Units, *, seed: int, n_draws: int = 500
-) -> list[NDArray[np.float64]]:
-    """Return bootstrap tables of counts of (x, y), whole units drawn; the same draws for the same seed."""
+def _above_chance(
+    x: NDArray[np.int64], y: NDArray[np.int64], units: Units, *, seed: int
+) -> tuple[NDArray[np.float64], float]:
+    """Return bootstrap draws of NMI adjusted for chance (0: as shuffled, 1: equal), and what NMI is by chance.
+
+    NMI of few units lies above 0 by chance, and more so in a draw, which holds fewer different units than the data:
+    its quantiles alone would lie too high. What a draw scores by chance is therefore taken from shuffles drawn in the
+    same way. The same units are drawn for the same seed.
+    """
     n_x, n_y = int(x.max()) + 1, int(y.max()) + 1
-    per_unit = np.zeros((units.n, n_x * n_y))
-    np.add.at(per_unit, (units.ids, x * n_y + y), 1)
-    draws = bootstrap_weights(units.n, n_draws=n_draws, seed=seed) @ per_unit
-    return [draw.reshape(n_x, n_y) for draw in draws]
+    weights = bootstrap_weights(units.n, n_draws=N_DRAWS, seed=seed)
+    weights = np.concatenate([np.ones((1, units.n)), weights])
+
+    def scores(codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """NMI of all units, and of each draw."""
+        per_unit = np.zeros((units.n, n_x * n_y))
+        np.add.at(per_unit, (units.ids, x * n_y + codes), 1)
+        return nmi_of_tables((weights @ per_unit).reshape(-1, n_x, n_y))
+
+    rng = np.random.default_rng([seed, 6])
+    shuffles = np.array([scores(shuffled(y, units, rng=rng)) for _ in range(N_CHANCE)])
+    # A draw in which a side has one class only, as it is or shuffled, says nothing.
+    known = np.isfinite(shuffles)
+    chance = np.where(known, shuffles, 0).sum(0) / np.maximum(known.sum(0), 1)
+    chance = np.where(known.any(0), chance, np.nan)
+    draws = (scores(y) - chance) / np.maximum(1 - chance, 1e-12)
+    return draws[1:], float(chance[0])
 
 
 def _corrected(layers: list[LayerAssociation]) -> list[LayerAssociation]:

@@ -189,6 +189,7 @@ def evaluate(
     random_run: Run | None = None,
     n_permutations: int = N_SHUFFLES,
     n_draws: int = N_DRAWS,
+    n_starts: int = 1,
     seed: int = 0,
     quiet: bool = True,
 ) -> Evaluation:
@@ -211,15 +212,19 @@ def evaluate(
         random_run: The same items captured with random weights.
         n_permutations: Shuffles of images behind each p-value.
         n_draws: Bootstrap draws behind each interval.
+        n_starts: Seeds of each method whose scores are averaged: k-means ends elsewhere with every seed, which can
+            move a score by more than its interval over images says. Shuffled images and random weights: the first.
         seed: Seeds methods, shuffles and bootstrap.
         quiet: Show no progress bar.
 
     Raises:
-        InputError: no sites, unknown method, or nothing to score.
+        InputError: no sites, unknown method, no starts, or nothing to score.
         MissingExtraError: "slic" without scikit-image.
 
     Cost: about 0.2 s per image for all methods at 784 patches; the cuts of "ncut", "joint" and "tokencut" dominate.
     """
+    if n_starts < 1:
+        raise InputError(f"got n_starts={n_starts}; need at least 1.")
     known = read_truth(run) if truth is None else truth
     names = tuple(method_names()) if methods is None else tuple(dict.fromkeys(methods))
     items = known.items
@@ -234,16 +239,22 @@ def evaluate(
     seconds: dict[str, float] = {}
     for name in progress(names, desc="methods", unit="method", quiet=quiet):
         start = time.perf_counter()
-        found = segment(run, features, method=name, k=k, scope=scope, seed=seed)
-        seconds[name] = time.perf_counter() - start
+        starts = [
+            segment(run, features, method=name, k=k, scope=scope, seed=seed + i) for i in range(n_starts)
+        ]
+        seconds[name] = (time.perf_counter() - start) / n_starts
         raw[name] = {}
-        cross = _Cross(found, known, scope, seed=seed)
+        cross = _Cross(starts[0], known, scope, seed=seed)
+        at_random = None
+        if random_features is not None and random_run is not None and name not in (*CONTROLS, "slic"):
+            at_random = segment(random_run, random_features, method=name, k=k, scope=scope, seed=seed)
         for question in questions:
-            values = question.values(found, known)
+            values = [question.values(found, known) for found in starts]
             one, draw = _result(name, question, values, known, weights, cross, n_permutations, seed)
-            if random_features is not None and random_run is not None and name not in (*CONTROLS, "slic"):
-                other = segment(random_run, random_features, method=name, k=k, scope=scope, seed=seed)
-                control = float(question.totals(question.values(other, known), np.ones((1, len(items))))[0])
+            if at_random is not None:
+                control = float(
+                    question.totals(question.values(at_random, known), np.ones((1, len(items))))[0]
+                )
                 one = replace(one, controls={**one.controls, "random weights": control})
             raw[name][question.name] = one
             if draw is not None:
@@ -493,7 +504,7 @@ class _Cross:
 def _result(
     method: str,
     question: _Question,
-    values: Any,
+    values: Sequence[Any],
     known: Truth,
     weights: NDArray[np.float64],
     cross: _Cross,
@@ -501,12 +512,16 @@ def _result(
     seed: int,
 ) -> tuple[Result, NDArray[np.float64] | None]:
     n, units = len(known.images), known.units
-    value = float(question.totals(values, np.ones((1, n)))[0])
+
+    def totals(weights_bn: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.mean([question.totals(one, weights_bn) for one in values], axis=0)
+
+    value = float(totals(np.ones((1, n)))[0])
     name, unit = f"{method} / {question.name}", question.name
     if not np.isfinite(value):
         nothing = cannot_say(name, "no image has what this score needs", unit=unit, n=n, over=units.over)
         return replace(nothing, n_units=units.n), None
-    draws = question.totals(values, weights)
+    draws = totals(weights)
     one = Result(
         name=name,
         value=value,

@@ -28,7 +28,8 @@ Predict = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.
 
 PROBE_HEAD = ("site", "target", "test", "train", "95 % interval", "n", "p (BH)", "controls")
 MEMORISED_GAP = 0.5
-"""A probe that explains this much more of its training rows than of held-out ones, and nothing of these, memorises."""
+"""A probe that explains this much more of its training rows, or of rows held out at random, than of held-out units, and
+nothing of these, memorises."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ProbeResult:
         test: Score on held-out units with interval, p and controls: R² over the mean of the training rows, or
             balanced accuracy.
         train: The same score on the rows that the probe was fitted on; None when nothing can be said.
+        apart: The same score when rows are held out at random, so that other rows of their unit are fitted: what
+            naming the units is worth. None where every row is a unit.
         per_output: Test R² of each number (or recall of each class).
         rmse: Test error of each number in its own unit, beside that of the mean predictor; empty for classes.
     """
@@ -51,15 +54,21 @@ class ProbeResult:
     model: str
     test: Result
     train: float | None = None
+    apart: float | None = None
     per_output: dict[str, float] | None = None
     rmse: dict[str, tuple[float, float]] | None = None
 
     @property
     def memorised(self) -> bool:
-        """Whether the probe knows its training rows and nothing of held-out ones."""
+        """Whether the probe knows the units that it was fitted on and nothing of held-out ones.
+
+        Rows held out at random tell as well, because a penalty chosen for held-out units may keep the probe from
+        fitting what it could memorise.
+        """
         if self.test.value is None or self.train is None:
             return False
-        return self.train - self.test.value >= MEMORISED_GAP and not self.test.found
+        known = self.train if self.apart is None else max(self.train, self.apart)
+        return known - self.test.value >= MEMORISED_GAP and not self.test.found
 
     def verdict(self) -> str:
         """Return in one sentence whether the target can be read."""
@@ -71,7 +80,8 @@ class ProbeResult:
             f"{number_text(self.train)} on those fitted"
         )
         if self.memorised:
-            return f"{self.target} is memorised at {self.site}, not readable: {both}"
+            shared = "" if self.apart is None else f", {number_text(self.apart)} on rows held out at random"
+            return f"{self.target} is memorised at {self.site}, not readable: {both}{shared}"
         p = self.test.p if self.test.p_adjusted is None else self.test.p_adjusted
         told = "readable" if self.test.found else "not readable"
         return f"{self.target} is {told} at {self.site}: {both}, p={p:.2g}"
@@ -103,6 +113,7 @@ class ProbeResult:
                 "memorised": self.memorised,
                 "test": self.test.to_json(),
                 "train": self.train,
+                "rows_held_out_at_random": self.apart,
                 "per_output": self.per_output or {},
                 "rmse_and_of_the_mean_predictor": self.rmse or {},
             }
@@ -263,6 +274,11 @@ def probe_arrays(
     score = _Score(y, folds, units, is_class=is_class)
     test, train = predict(score.inputs(y))
     value = score.test(y, test)
+    apart = None
+    if units.n < len(y):
+        mixed = np.random.default_rng([seed, 5]).permutation(len(y)) % (int(folds.max()) + 1)
+        guess = _predictor(x, mixed, model=model, seed=seed)(score.inputs(y))[0]
+        apart = _Score(y, mixed, units, is_class=is_class).test(y, guess)
     rng = np.random.default_rng([seed, 4])
     others = [shuffle(y, units, rng=rng) for _ in range(n_permutations)]
     null = [
@@ -294,6 +310,7 @@ def probe_arrays(
         model,
         result,
         train=score.train(y, train),
+        apart=apart,
         per_output=score.per_output(y, test, outputs),
         rmse=None if is_class else score.rmse(y, test, outputs),
     )

@@ -40,6 +40,20 @@ def nmi_of_table(table: NDArray[np.float64]) -> float:
     return float(max(0.0, 2 * (entropy - _entropy(p.reshape(-1))) / entropy))
 
 
+def nmi_of_tables(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `nmi_of_table` of many tables of counts, float64 [...] for [..., x, y]."""
+    p = tables / tables.sum((-2, -1), keepdims=True)
+    rows, cols = _entropies(p.sum(-1)), _entropies(p.sum(-2))
+    total = rows + cols
+    mutual = total - _entropies(p.reshape(*p.shape[:-2], -1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((rows > 0) & (cols > 0), np.clip(2 * mutual / total, 0, None), np.nan)
+
+
+def _entropies(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    return -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+
+
 def _entropy(p: NDArray[np.float64]) -> float:
     p = p[p > 0]
     return float(-(p * np.log(p)).sum())
