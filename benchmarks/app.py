@@ -1,6 +1,6 @@
 """How quick the app is: first picture, click, slider, memory; measured in a real browser against a server process.
 
-    python benchmarks/app.py                                    # 300 frames x 256 patches, 4 layers x 384: a minute
+    python benchmarks/app.py                                    # 300 frames x 256 patches, 12 layers x 384: a minute
     python benchmarks/app.py --items 300 --rows 20 --cols 25 --width 768 --sites 12       # 150,000 tokens a layer
     python benchmarks/app.py --items 600 --rows 16 --cols 16 --width 64 --sites 27        # 4 M tokens in all
     python benchmarks/app.py --items 300 --rows 20 --cols 25 --width 768 --sites 2 --gb 20 --clicks 3     # memory
@@ -360,7 +360,7 @@ def main() -> None:
         "rows": 16,
         "cols": 16,
         "width": 384,
-        "sites": 4,
+        "sites": 12,
         "clicks": 20,
         "slides": 40,
         "fuzz": 0,

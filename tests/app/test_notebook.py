@@ -87,8 +87,8 @@ window.close_cell = widget.render({ model, el: document.getElementById("cell") }
 
 @pytest.mark.browser
 def test_the_page_works_in_the_frame_of_a_cell(browser, serving, books):
-    from vlascope.app.notebook import notebook_page
     from vlascope.app.front import static_bytes
+    from vlascope.app.notebook import notebook_page
 
     url = serving(books)
     context = browser.new_context(viewport={"width": 1280, "height": 760})

@@ -59,3 +59,129 @@ def test_sites_are_measured_after_the_first_colours(monkeypatch):
     assert not prepared.wait(0.05)
     App.shown.set()
     assert prepared.wait(5)
+
+
+def test_one_message_holds_all_of_the_first_picture(client, books):
+    from vlascope.app.wire import unpack
+
+    (book,) = books
+    header, arrays = unpack(client.get("/api/first").content)
+    assert header["state"] == client.get("/api/state").json()
+    assert header["items"] == [client.get(f"/api/runs/{book.key}/items").json()]
+    (layout,), (episode,), (colors,) = header["layouts"], header["episodes"], header["colors"]
+    assert layout["value"] == client.get(f"/api/runs/{book.key}/layout?name={layout['name']}").json()
+    assert episode["value"] == client.get(f"/api/runs/{book.key}/episodes/0").json()
+    assert colors == {"run": 0, "site": "vision.1", "method": "pca", "n_eig": 6}
+    assert arrays[0] == book.cut.rgb[book.cut.parts["vision.1"].rows].tobytes()
+    assert [(one["item"], one["camera"]) for one in header["images"]] == [(0, 0), (0, 1)]
+    assert arrays[1:] == [client.get(f"/api/runs/{book.key}/images/0/{c}").content for c in (0, 1)]
+
+
+def test_the_page_and_its_first_picture_wait_for_no_framework():
+    import asyncio
+
+    from vlascope.app.front import Front
+
+    said, sent, asked = [], [], []
+
+    async def receive():
+        return {"type": "http.request"}
+
+    async def send(message):
+        sent.append(message)
+
+    async def api(scope, receive, send):
+        asked.append(scope["path"])
+
+    def build():
+        said.append("routes")
+        return api
+
+    front = Front(build, lambda: b"first", shown=lambda: said.append("shown"))
+
+    async def ask(path, method="GET"):
+        await front({"type": "http", "path": path, "method": method}, receive, send)
+
+    async def go():
+        await ask("/")  # answered although nothing is loaded
+        waits = [asyncio.ensure_future(ask("/api/first")), asyncio.ensure_future(ask("/api/state"))]
+        await asyncio.sleep(0.05)
+        assert not any(one.done() for one in waits) and said == []
+        await asyncio.to_thread(front.load)
+        await asyncio.gather(*waits)
+        await ask("/", "POST")
+        await ask("/static/../server.py")
+
+    asyncio.run(go())
+    assert b"<!doctype html>" in sent[1]["body"] and sent[3]["body"] == b"first"
+    assert asked == ["/api/state", "/", "/static/../server.py"] and sorted(said) == ["routes", "shown"]
+
+
+def test_a_damaged_run_is_said_by_the_route(books, tmp_path):
+    from app_runs import client_of
+
+    from vlascope.app import create_app
+    from vlascope.app.state import State
+    from vlascope.errors import RunIncompleteError
+
+    def damaged(self):
+        raise RunIncompleteError("the table is damaged")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(State, "first", damaged)
+        answer = client_of(create_app(books, table=tmp_path / "labels.csv")).get("/api/first")
+    assert answer.status_code == 503 and answer.json() == {"error": "the table is damaged"}
+
+
+def test_the_command_imports_nothing_heavy_and_ends_in_the_middle_of_a_click(run, tmp_path):
+    """A signal ends the server within seconds although an answer is still being computed."""
+    import json
+    import signal
+    import threading
+    import time
+    import urllib.request
+
+    code = """
+import sys, time
+import vlascope.cli.app as command
+from vlascope.app import similarity
+from vlascope.cli import main
+similarity.SiteFeatures.exact = lambda self, row: time.sleep(60)
+give = command.give
+def told(*args, **how):
+    heavy = {"torch", "transformers", "pandas", "sklearn", "scipy", "matplotlib"} & set(sys.modules)
+    print(*sorted(heavy), file=sys.stderr, flush=True)
+    give(*args, **how)
+command.give = told
+sys.exit(main(["app", sys.argv[1], "--json", "-q", "--table", sys.argv[2]]))
+"""
+    words = [sys.executable, "-W", "ignore", "-c", code, str(run.path), str(tmp_path / "labels.csv")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        told = ""
+        while not told.rstrip().endswith("}"):
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            told += line
+        assert process.stderr.readline().split() == []
+        url = json.loads(told)["url"]
+        with urllib.request.urlopen(f"{url}api/state") as answer:
+            key = json.load(answer)["runs"][0]["key"]
+        ask = f"{url}api/similar?run={key}&site=vision.0&token=3&method=features&sites=vision.0"
+
+        def click():
+            with pytest.raises(OSError):
+                urllib.request.urlopen(ask, timeout=60)
+
+        thread = threading.Thread(target=click)
+        thread.start()
+        time.sleep(1.0)
+        started = time.perf_counter()
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        guard.cancel()
+        took = time.perf_counter() - started
+        thread.join(timeout=20)
+    assert took < 10 and process.returncode in (143, -15)

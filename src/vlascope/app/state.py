@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,9 @@ from ..palette import METHODS
 from .book import RunBook, shared_items
 from .job import Jobs
 from .media import image_bytes
-from .similarity import EXACT_BYTES, Stopping, rank_correlation, to_bytes
+from .similarity import EXACT_BYTES, Stopping, rank_correlation, sample_rows, to_bytes
 from .wire import pack
+from .workers import each
 
 FEW_SITES = 4
 """So many sites are always compared exactly, whatever their size: those on the page."""
@@ -39,7 +38,6 @@ class State:
         self._error: str | None = None
         self.shown = threading.Event()
         self.jobs: Jobs | None = None
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="vlascope-site")
         self._exact: tuple[Any, ...] = ()
 
     def describe(self) -> dict[str, Any]:
@@ -132,10 +130,8 @@ class State:
             if method == "concepts":
                 row = book.row_at(site, token)
                 book.concepts.norms(n_eig)  # once, before the threads ask for them
-                arrays = self._each(
-                    lambda one: to_bytes(
-                        book.concepts.cosine(row, n_eig=n_eig, rows=one[0].cut.parts[one[1]].rows)
-                    ),
+                arrays = each(
+                    lambda one: book.concepts.alike(row, n_eig=n_eig, rows=one[0].cut.parts[one[1]].rows),
                     wanted,
                 )
                 return {"method": method, "exact": True, "parts": _parts(wanted)}, arrays
@@ -163,18 +159,20 @@ class State:
             other, name, row = one
             features = other.features[name]
             is_own = (other, name) == (book, site)
-            values = self._exactly(other, name, row) if is_own or is_exact else features.sketched(row)
-            return to_bytes(values[other.cut.parts[name].token_rows])
+            if is_own or is_exact:
+                values = to_bytes(self._exactly(other, name, row))
+            else:
+                values = features.sketched_bytes(row)
+            return values[other.cut.parts[name].token_rows]
 
         # Exact products use all cores by themselves; sketches are too small for that.
         own = [one for one in asked if one[:2] == (book, site)]
-        arrays = [answer(one) for one in asked] if is_exact else self._each(answer, asked)
+        arrays = [answer(one) for one in asked] if is_exact else each(answer, asked)
         rank = None
         if own and not is_exact:
             ((_, _, row),) = own
-            rank = round(
-                rank_correlation(self._exactly(book, site, row), book.features[site].sketched(row)), 4
-            )
+            exact, some = self._exactly(book, site, row), sample_rows(len(book.features[site].acts))
+            rank = round(rank_correlation(exact[some], book.features[site].sketched(row, rows=some)), 4)
         parts = [(other, name) for other, name, _ in asked]
         return {
             "method": "features",
@@ -190,10 +188,6 @@ class State:
         if self._exact[:3] != (book, site, row):
             self._exact = (book, site, row, book.features[site].exact(row))
         return self._exact[3]
-
-    def _each(self, work: Callable[[Any], Any], things: Sequence[Any]) -> list[Any]:
-        """Return `work` of each thing, on all cores (numpy lets go of the interpreter while it computes)."""
-        return list(self._pool.map(work, things)) if len(things) > 1 else [work(one) for one in things]
 
     def mask(
         self,
