@@ -10,24 +10,10 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def tiled_book(tmp_path_factory):
-    import vlascope as vs
-    from tests.models.families import vlm_tiny
+    from tests.views.tiled import tiled_run
     from vlascope.app import open_books
-    from vlascope.items.item import Item
 
-    image = np.zeros((96, 144, 3), np.uint8)
-    image[:48, :72], image[:48, 72:] = (220, 40, 40), (40, 200, 60)
-    image[48:, :72], image[48:, 72:] = (50, 70, 220), (230, 220, 60)
-    image += np.random.default_rng(0).integers(0, 3, image.shape, np.uint8)
-    model = vs.load(vlm_tiny.llava_next("clip"), processor=vlm_tiny.llava_next_processor("clip"))
-    shown = [
-        Item(item_id=f"{i}.png", images=(np.roll(image, 24 * i, axis=1),), prompt="a photo") for i in range(3)
-    ]
-    run = vs.capture(
-        model, shown, sites=["vision.0"], out=tmp_path_factory.mktemp("tiles") / "run", quiet=True
-    )
-    vs.cut(run, site="vision.0", n_eig=4, k=(3,), color="pca")
-    return open_books([run])[0]
+    return open_books([tiled_run(tmp_path_factory.mktemp("tiles"))])[0]
 
 
 def test_colours_of_a_crop_are_blended_with_the_photograph_alone(drive, tiled_book):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vlascope.views import report
+from vlascope.views.report import find_cut
+from vlascope.views.tokens import TokenIndex
 
 pytestmark = pytest.mark.browser
 AXE = Path(__file__).resolve().parent.parent.parent / "web" / "node_modules" / "axe-core" / "axe.min.js"
@@ -27,6 +33,16 @@ def folder_page(cut, tmp_path_factory):
         path = report(cut, n_items=4, n_videos=2).save(tmp_path_factory.mktemp("folder") / "report.html")
     assert path.name == "index.html"
     return path
+
+
+@pytest.fixture(scope="module")
+def beyond(tmp_path_factory):
+    """A cut of a model that sees padded crops, whose patches reach beyond the image, and the page that shows it."""
+    import vlascope as vs
+    from tests.views.tiled import tiled_run
+
+    run = tiled_run(tmp_path_factory.mktemp("beyond"))
+    return find_cut(run), vs.report(run).save(tmp_path_factory.mktemp("page") / "report.html")
 
 
 class Reading:
@@ -122,6 +138,48 @@ def test_what_is_unlike_is_darkened_and_escape_clears(read, request, kind):
     page.page.keyboard.press("Escape")
     assert page.page.locator("#concepts canvas:visible").count() == 0
     assert not page.page.locator("#bar").is_visible()
+
+
+def test_patches_beyond_the_image_do_not_move_those_within(read, beyond):
+    """A browser may round the visible part of a stretched picture to whole pixels of the picture."""
+    cut, path = beyond
+    page = read(path)
+    page.page.add_style_tag(content=".box, .patch, #tip, #bar { display: none }")
+    panel = page.page.locator(".panel:has(.grid)").first
+    panel.scroll_into_view_if_needed()
+    box = panel.bounding_box()
+    grids = TokenIndex(cut).patches("vision.0", 0)
+    assert min(g.frame[1] for g in grids) < -20 and max(g.frame[3] for g in grids) > 116
+    page.page.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + 0.2 * box["height"])
+    page.until("window.vlascopeTimes.paintMs > 0")
+    pictures = panel.evaluate(
+        """(p) => [...p.querySelectorAll('.grid')].map((g) => {
+        const c = g.querySelector('canvas'), i = g.querySelector('img');
+        const copy = document.createElement('canvas');
+        [copy.width, copy.height] = [i.naturalWidth, i.naturalHeight];
+        copy.getContext('2d').drawImage(i, 0, 0);
+        return [copy, c].map((x) => [...x.getContext('2d').getImageData(0, 0, x.width, x.height).data]); })"""
+    )
+    seen = np.asarray(Image.open(io.BytesIO(page.page.screenshot(clip=box))).convert("RGB"), float)
+    n_checked, darkest = 0, 0.0
+    for grid, both in zip(grids, pictures, strict=True):
+        if grid.tile == 0:
+            continue  # the overview lies under the crops
+        fine = int((len(both[0]) / 4 / grid.rows / grid.cols) ** 0.5)
+        color, shade = (
+            np.array(a, float).reshape(grid.rows * fine, -1, 4)[::fine, ::fine] / 255 for a in both
+        )
+        x0, y0, x1, y1 = grid.frame
+        for row, col in np.ndindex(grid.rows, grid.cols):
+            expected = 255 * color[row, col, :3] * (1 - shade[row, col, 3])
+            darkest = max(darkest, shade[row, col, 3])
+            for at_y, at_x in itertools.product((0.1, 0.5, 0.9), repeat=2):
+                x, y = x0 + (col + at_x) / grid.cols * (x1 - x0), y0 + (row + at_y) / grid.rows * (y1 - y0)
+                if 1 < x < 143 and 1 < y < 95:
+                    got = seen[int(y / 96 * len(seen)), int(x / 144 * seen.shape[1])]
+                    assert np.abs(got - expected).max() <= 4, (grid.tile, row, col, at_y, at_x, got, expected)
+                    n_checked += 1
+    assert n_checked > 400 and darkest > 0.5
 
 
 @pytest.mark.parametrize("kind", ["file_page", "folder_page"])

@@ -16,9 +16,18 @@ if TYPE_CHECKING:
     from ..palette import SavedCut
 
 
+CLIPPED_SIDE = 168
+"""Pixels of the longer side of a grid's picture where the grid reaches beyond its image."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GridView:
-    """A patch grid laid over an image: a tiny picture, stretched by the browser. Places are % of the image."""
+    """A patch grid laid over an image: a tiny picture, stretched by the browser. Places are % of the image.
+
+    `fine` is how many pixels of the picture a patch has along each side. One is enough unless the grid reaches beyond
+    the image: a browser that stretches a clipped picture rounds the part that it shows to whole pixels of the picture
+    (Chromium does), which moved its patches by up to half of their size.
+    """
 
     src: str
     left: float
@@ -28,6 +37,7 @@ class GridView:
     offset: int
     rows: int
     cols: int
+    fine: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +132,15 @@ class TokenPack:
         for grid in [g for g in self.index.patches(site, item) if g.camera == 0] if site else []:
             colors = grid.values(self.cut.rgb if rgb_n3 is None else rgb_n3)
             x0, y0, x1, y1 = grid.frame
+            # Half a pixel: frames are stored in single precision.
+            is_clipped = min(x0, y0) < -0.5 or x1 > width + 0.5 or y1 > height + 0.5
+            fine = -(-CLIPPED_SIDE // max(grid.rows, grid.cols)) if is_clipped else 1
+            shown = grid.index_rc >= 0
+            if fine > 1:
+                colors, shown = (a.repeat(fine, axis=0).repeat(fine, axis=1) for a in (colors, shown))
             grids.append(
                 GridView(
-                    src=png_uri(colors, alpha_hw=grid.index_rc >= 0),
+                    src=png_uri(colors, alpha_hw=shown),
                     left=round(100 * x0 / width, 4),
                     top=round(100 * y0 / height, 4),
                     width=round(100 * (x1 - x0) / width, 4),
@@ -132,6 +148,7 @@ class TokenPack:
                     offset=self.offset(site or "", item, grid),
                     rows=grid.rows,
                     cols=grid.cols,
+                    fine=fine,
                 )
             )
         return PanelView(

@@ -40,16 +40,21 @@
 
   const draw = (grid) => {
     if (grid.dataset.drawn === String(active)) return;
-    const rows = +grid.dataset.r, cols = +grid.dataset.c, offset = +grid.dataset.o;
+    const rows = +grid.dataset.r, cols = +grid.dataset.c, offset = +grid.dataset.o, fine = +(grid.dataset.f ?? 1);
     let canvas = grid.querySelector("canvas");
     if (!canvas) {
       canvas = document.createElement("canvas");
-      canvas.width = cols;
-      canvas.height = rows;
+      canvas.width = cols * fine;
+      canvas.height = rows * fine;
       grid.append(canvas);
     }
-    const pixels = new ImageData(cols, rows);
-    for (let i = 0; i < rows * cols; i++) pixels.data[4 * i + 3] = shade[offset + i];
+    const pixels = new ImageData(cols * fine, rows * fine);
+    const values = new Uint32Array(pixels.data.buffer);
+    for (let row = 0, at = 0; row < rows * fine; row++) {
+      const first = offset + Math.floor(row / fine) * cols;
+      // Black, and as dense as the shade: alpha is the highest byte.
+      for (let col = 0; col < cols; col++, at += fine) values.fill(shade[first + col] << 24, at, at + fine);
+    }
     canvas.getContext("2d").putImageData(pixels, 0, 0);
     canvas.hidden = !active;
     grid.dataset.drawn = String(active);
