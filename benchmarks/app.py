@@ -19,7 +19,6 @@ import contextlib
 import gzip
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import _app_fuzz
+import _browser
 import _record
 import numpy as np
 
@@ -200,18 +201,10 @@ def in_browser(
     """Drive the page as a person would and return what it took."""
     from playwright.sync_api import sync_playwright
 
-    flags = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-sync",
-    ]
-    path = next(p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n)))
     rng = np.random.default_rng(0)
     out: dict[str, Any] = {}
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=flags)
+        browser = _browser.launch(driver)
         page = browser.new_page(viewport={"width": 1280, "height": 800})
 
         def until(condition: str, secs: float = 300) -> None:
@@ -282,7 +275,7 @@ def in_browser(
             "most": round(server.most_mb),
         }
         if n_fuzz:
-            out["fuzz"] = fuzz(server, n=n_fuzz)
+            out["fuzz"] = _app_fuzz.fuzz(server.url, n=n_fuzz, run=run)
             out["fuzz"]["server_anonymous_mb"] = round(resident(server.process.pid))
     finally:
         server.stop()
@@ -301,24 +294,6 @@ STEP = """(key) => new Promise((done) => {
 })"""
 # `keydown` handlers ask their target what it is; the window is none.
 STEP = STEP.replace("window.dispatchEvent", "document.body.dispatchEvent")
-
-
-def fuzz(server: Server, *, n: int) -> dict[str, Any]:
-    """Send about `n` odd requests made from the server's own description, and return what broke."""
-    program = shutil.which("schemathesis")
-    if program is None:
-        raise SystemExit(
-            "the program schemathesis is not here: pip install schemathesis (in any environment)"
-        )
-    words = [program, "run", f"{server.url}openapi.json", "--checks", "not_a_server_error", "--workers", "4",
-             "--phases", "fuzzing", "--max-examples", str(max(1, n // 10)), "--no-color"]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True, timeout=3600)
-    tail = [
-        line
-        for line in done.stdout.splitlines()
-        if "generated" in line or "passed" in line or "failed" in line
-    ]
-    return {"exit_code": done.returncode, "summary": tail[-6:], "alive": server.process.poll() is None}
 
 
 def shape_of(run: Path) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import _browser
 import _record
 import numpy as np
 
@@ -25,17 +25,9 @@ def measure(path: Path, *, n_opens: int, n_clicks: int) -> dict[str, Any]:
     """Open a page several times, then click its panels at random places."""
     from playwright.sync_api import sync_playwright
 
-    program = next(p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n)))
-    flags = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-sync",
-    ]
     rng = np.random.default_rng(0)
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=flags)
+        browser = _browser.launch(driver)
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))

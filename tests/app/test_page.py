@@ -199,3 +199,22 @@ def test_nothing_is_cut_off_or_hidden_behind_another(drive, books, width):
         ), name
     panes = [d.page.locator(".pane").nth(i).bounding_box() for i in range(d.page.locator(".pane").count())]
     assert all(p["height"] >= 120 for p in panes)
+
+
+def test_k_is_a_slider(drive, books):
+    d = drive(books)
+    slider = d.page.get_by_role("slider", name="K: number of groups")
+    slider.focus()
+    d.press("Home")
+    assert (d.value("color"), d.value("k")) == ("groups", "3")
+    assert slider.get_attribute("aria-valuetext") == "3 groups"
+    d.press("ArrowRight")
+    assert d.value("k") == "5" and d.page.locator("#legend .swatch").count() == 5
+    d.press("ArrowRight")  # the last one kept
+    assert d.value("k") == "5"
+    d.page.get_by_role("combobox", name="Colours").select_option("pca")
+    d.settle()
+    assert d.value("color") == "palette"
+    d.page.get_by_role("combobox", name="Colours").select_option("groups")
+    d.settle()
+    assert (d.value("color"), d.value("k")) == ("groups", "5")

@@ -263,3 +263,20 @@ def test_a_port_in_use_is_said(books):
             _bind("127.0.0.1", 99999)
     finally:
         first.close()
+
+
+def test_no_odd_request_crashes_the_server_or_learns_a_path(books, serving):
+    """The short version of `python benchmarks/app.py --fuzz 5000`: raw bytes, eight connections at once."""
+    import importlib.util
+    from pathlib import Path
+
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "_app_fuzz.py"
+    spec = importlib.util.spec_from_file_location("app_fuzz", path)
+    assert spec and spec.loader
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    url = serving(books)
+    found = tool.odd(url, n=150, hide=str(books[0].run.path.parent), seed=1)
+    assert found["leaks"] == found["server_errors"] == 0, found
+    assert sum(found["answers"].values()) == 150 and found["answers"].get("400", 0) > 10, found
+    assert tool.alive(url)

@@ -60,8 +60,10 @@ def test_colors_labels_and_another_palette(client, books):
     at = f"/api/runs/{book.key}"
     _, (data,) = unpack(client.get(f"{at}/colors?site=vision.1&method=pca&n_eig=6").content)
     np.testing.assert_array_equal(np.frombuffer(data, np.uint8).reshape(-1, 3), book.cut.rgb[rows])
-    _, (data,) = unpack(client.get(f"{at}/labels?site=vision.1&k=5").content)
+    header, (data,) = unpack(client.get(f"{at}/labels?site=vision.1&k=5").content)
     np.testing.assert_array_equal(np.frombuffer(data, np.uint8), book.cut.labels[5][rows])
+    expected = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in header["colors"]]
+    np.testing.assert_array_equal(expected, book.cut.cluster_colors(5))
     _, (fewer,) = unpack(client.get(f"{at}/colors?site=vision.1&method=pca&n_eig=3").content)
     assert (
         len(fewer) == len(np.asarray(book.cut.rgb[rows]).reshape(-1))

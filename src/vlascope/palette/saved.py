@@ -151,17 +151,23 @@ def _array(path: Path) -> Any:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+_CHUNK_ROWS = 2**18
+"""Tokens whose colours are summed at once: memory does not grow with the cut (sums of bytes are exact in any order)."""
+
 MIN_COLOR_STEP = 0.06
 """Smallest OKLab distance between the colours of two groups that is aimed at."""
 
 
 def _distinct_means(rgb: NDArray[np.uint8], labels: NDArray[np.int16], k: int) -> NDArray[np.uint8]:
     """Return the mean colour of each group; groups whose means nearly coincide are pushed apart in OKLab."""
-    is_known = labels >= 0
-    if not is_known.all():
-        labels, rgb = labels[is_known], rgb[is_known]
-    counts = np.bincount(labels, minlength=k).astype(np.float64)
-    sums = np.stack([np.bincount(labels, rgb[:, c], minlength=k) for c in range(3)], 1)
+    counts, sums = np.zeros(k), np.zeros((k, 3))
+    for start in range(0, len(labels), _CHUNK_ROWS):
+        here, colors = labels[start : start + _CHUNK_ROWS], rgb[start : start + _CHUNK_ROWS]
+        is_known = here >= 0
+        if not is_known.all():
+            here, colors = here[is_known], colors[is_known]
+        counts += np.bincount(here, minlength=k)
+        sums += np.stack([np.bincount(here, colors[:, c], minlength=k) for c in range(3)], 1)
     means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], 128.0) / 255
     lab = oklab_from_srgb(means)
     lab[:, 1:] *= 1.15  # a mean over many tokens is duller than any of them
