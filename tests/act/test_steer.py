@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -25,6 +26,7 @@ from vlascope.act import (
 from vlascope.act.edits import Nothing
 from vlascope.act.effects import bin_values, read_log_probs
 from vlascope.errors import InputError
+from vlascope.items.perturb import swap_prompt
 from vlascope.sae import MatryoshkaSAE, SAEConfig
 
 RAMP = np.linspace(-1, 2, 128).astype(np.float32)
@@ -179,6 +181,26 @@ def test_no_edit_has_no_effect_and_a_push_has_one(mini, base):
     assert results["dx"].value == pytest.approx(found.shifted[:, 0].mean())
 
 
+def test_nonsense_in_words_is_perplexing_to_the_unedited_model(mini, base, picks):
+    asked = baseline(
+        mini, [swap_prompt(one, prompt="is the gripper open?") for one in picks[:3]], batch_size=3
+    )
+    assert all(reply.action is None and reply.text for reply in asked.replies)
+    none = effect(mini, Nothing(), asked)
+    np.testing.assert_allclose(none.perplexity, np.exp(asked.surprise), rtol=1e-4)
+    push = SteerDirection(site="language.3", direction=RAMP, unit=1000.0, tokens="readout")
+    found = effect(mini, push, asked)  # "no no no no no ..."
+    assert found.changed.all() and (found.perplexity > 1000 * none.perplexity).all()
+    acts = effect(mini, push.scaled(-0.2), asked)  # action tokens, where words were asked for
+    assert any(reply.action is not None or "<act" in reply.text for reply in acts.replies)
+    assert np.isfinite(acts.perplexity).all() and acts.perplexity.max() > 1000
+    results = {r.name.split(" / ")[1]: r for r in effect_results(found, asked)}
+    result = results["perplexity of its words"]
+    assert result.value == pytest.approx(found.perplexity.mean())
+    assert result.controls["no edit"] == pytest.approx(np.exp(asked.surprise).mean())
+    assert np.isnan(effect(mini, Nothing(), base).perplexity).all(), "actions have none"
+
+
 def test_dose_and_response_stand_beside_controls(mini, base):
     push = SteerDirection(site="language.3", direction=RAMP, unit=10.0, tokens="readout", label="ramp")
     found = dose_response(
@@ -203,6 +225,9 @@ def test_dose_and_response_stand_beside_controls(mini, base):
         and facts["edit"]["strength"] == 1.0
         and facts["verdict"].startswith("steering")
     )
+    few = dataclasses.replace(one, beyond=dataclasses.replace(one.beyond, interval=None, n_units=3))
+    said = dataclasses.replace(found, doses=(few,)).verdict()
+    assert "cannot be told from its controls with 3 independent items" in said
     with pytest.raises(InputError, match="controls"):
         dose_response(mini, push, base, strengths=(1.0,), controls=[])
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,20 @@ class Variant:
     again: Callable[[float], Variant | None] | None = None
 
 
+def _variant(
+    start: Trial,
+    kind: str,
+    size: float,
+    says: str,
+    *,
+    again: Callable[[float], Variant | None] | None = None,
+    **changes: Any,
+) -> Variant:
+    """Return a change of a trial's scene or of what is told."""
+    trial = dataclasses.replace(start, **changes)
+    return Variant(kind=kind, size=size, unit=UNITS[kind], says=says, trial=trial, again=again)
+
+
 _PURE = {"red": (1, 0.1, 0.1), "blue": (0.1, 0.2, 1), "green": (0.1, 0.8, 0.2), "yellow": (1, 0.9, 0.1)}
 
 
@@ -55,14 +70,8 @@ def _moved(start: Trial, axis: str, sign: int, cm: float) -> Variant | None:
     inside = X_RANGE[0] <= new.x <= X_RANGE[1] and Y_RANGE[0] <= new.y <= Y_RANGE[1]
     if not (inside and _has_room(scene)):
         return None
-    return Variant(
-        kind="position",
-        size=cm,
-        unit="cm",
-        says=f"target {cm:.2g} cm along {'+' if sign > 0 else '-'}{axis}",
-        trial=dataclasses.replace(start, scene=scene),
-        again=partial(_moved, start, axis, sign),
-    )
+    says = f"target {cm:.2g} cm along {'+' if sign > 0 else '-'}{axis}"
+    return _variant(start, "position", cm, says, scene=scene, again=partial(_moved, start, axis, sign))
 
 
 def _colour(start: Trial) -> Iterator[Variant]:
@@ -74,14 +83,8 @@ def _tinted(start: Trial, amount: float) -> Variant:
     goal = np.array(_PURE[start.scene.objects[start.instruction.target].colour])
     tint = (1 - amount) * np.array(start.scene.table_tint) + amount * goal
     scene = start.scene.replace(table_tint=tuple(float(v) for v in tint))
-    return Variant(
-        kind="colour",
-        size=amount,
-        unit=UNITS["colour"],
-        says=f"table {amount:.0%} of the way to the target's colour",
-        trial=dataclasses.replace(start, scene=scene),
-        again=partial(_tinted, start),
-    )
+    says = f"table {amount:.0%} of the way to the target's colour"
+    return _variant(start, "colour", amount, says, scene=scene, again=partial(_tinted, start))
 
 
 def _distractor(start: Trial) -> Iterator[Variant]:
@@ -104,11 +107,8 @@ def _distractor(start: Trial) -> Iterator[Variant]:
                     continue
                 if _names_one(new, start.instruction):
                     n += 1
-                    yield Variant(
-                        kind="distractor", size=1.0, unit="objects",
-                        says=f"a {colour} {material} object at ({x:.2f}, {y:.2f}) m",
-                        trial=dataclasses.replace(start, scene=new),
-                    )  # fmt: skip
+                    says = f"a {colour} {material} object at ({x:.2f}, {y:.2f}) m"
+                    yield _variant(start, "distractor", 1.0, says, scene=new)
                 break
             if n >= 6:
                 return
@@ -121,14 +121,8 @@ def _lighting(start: Trial) -> Iterator[Variant]:
 
 def _lit(start: Trial, sign: int, stops: float) -> Variant:
     scene = start.scene.replace(brightness=start.scene.brightness * 2 ** (sign * stops))
-    return Variant(
-        kind="lighting",
-        size=stops,
-        unit="stops",
-        says=f"{stops:.2g} stops {'brighter' if sign > 0 else 'darker'}",
-        trial=dataclasses.replace(start, scene=scene),
-        again=partial(_lit, start, sign),
-    )
+    says = f"{stops:.2g} stops {'brighter' if sign > 0 else 'darker'}"
+    return _variant(start, "lighting", stops, says, scene=scene, again=partial(_lit, start, sign))
 
 
 def _camera(start: Trial) -> Iterator[Variant]:
@@ -140,32 +134,21 @@ def _shifted(start: Trial, axis: int, cm: float) -> Variant:
     shift = list(start.scene.camera_shift)
     shift[axis] += cm / 100
     scene = start.scene.replace(camera_shift=tuple(shift))
-    return Variant(
-        kind="camera",
-        size=cm,
-        unit="cm",
-        says=f"camera {cm:.2g} cm {'sideways' if axis == 1 else 'up'}",
-        trial=dataclasses.replace(start, scene=scene),
-        again=partial(_shifted, start, axis),
-    )
+    says = f"camera {cm:.2g} cm {'sideways' if axis == 1 else 'up'}"
+    return _variant(start, "camera", cm, says, scene=scene, again=partial(_shifted, start, axis))
 
 
 def _table(start: Trial) -> Iterator[Variant]:
     """A table that no training scene had."""
     for name in TEST_TABLES:
-        yield Variant(
-            kind="table", size=1.0, unit="textures", says=f"table '{name}'",
-            trial=dataclasses.replace(start, scene=start.scene.replace(table=name)),
-        )  # fmt: skip
+        yield _variant(start, "table", 1.0, f"table '{name}'", scene=start.scene.replace(table=name))
 
 
 def _wording(start: Trial) -> Iterator[Variant]:
     """The same order in other words."""
     for text in rewordings(start.instruction.text):
-        yield Variant(
-            kind="wording", size=float(word_distance(start.instruction.text, text)), unit="words",
-            says=f"told '{text}'", trial=dataclasses.replace(start, told=text),
-        )  # fmt: skip
+        size = float(word_distance(start.instruction.text, text))
+        yield _variant(start, "wording", size, f"told '{text}'", told=text)
 
 
 KINDS_OF_CHANGE: dict[str, Callable[[Trial], Iterator[Variant]]] = {

@@ -72,9 +72,14 @@ class DoseResponse:
     def verdict(self) -> str:
         """Return in one sentence whether the steering does what its controls do not."""
         dose = self.best()
-        say = (
-            "does what no control of the same length does" if self.works else "does no more than its controls"
-        )
+        if self.works:
+            say = "does what no control of the same length does"
+        elif dose.beyond.value is not None and dose.beyond.interval is None:
+            say = (
+                f"cannot be told from its controls with {dose.beyond.n_units} independent {dose.beyond.over}s"
+            )
+        else:
+            say = "does no more than its controls"
         return f"steering {say}: at {dose.strength:g} units {dose.aim.line()}; {dose.beyond.line()}"
 
     def table(self) -> list[tuple[str, ...]]:

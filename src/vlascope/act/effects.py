@@ -56,6 +56,13 @@ class Baseline:
         """Return the decoded actions, float64 [n, dof]; NaN where an answer is no whole action."""
         return _actions(self.replies, len(self.names))
 
+    @property
+    def surprise(self) -> NDArray[np.float64]:
+        """Return the mean negative log-likelihood of each answer, nats per token; NaN for empty ones."""
+        return np.array(
+            [_surprise(log, reply) for log, reply in zip(self.log_probs, self.replies, strict=True)]
+        )
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -71,6 +78,8 @@ class Effect:
         off_target: float64 [n], probability that the edit gives to tokens that are no actions (items with actions).
         surprise: float64 [n], mean negative log-likelihood of the unedited answer, nats per token; exp is its
             perplexity.
+        perplexity: float64 [n], of the answer under the edit as the unedited model reads it, where that answers in
+            words: high where the edit makes it say what it never would. NaN for actions.
         changed: bool [n], whether the answer is another one.
     """
 
@@ -82,6 +91,7 @@ class Effect:
     kl: NDArray[np.float64]
     off_target: NDArray[np.float64]
     surprise: NDArray[np.float64]
+    perplexity: NDArray[np.float64]
     changed: NDArray[np.bool_]
 
 
@@ -125,7 +135,7 @@ def baseline(
 def effect(model: Model, edit: ModelEdit, base: Baseline, *, max_new_tokens: int = 16) -> Effect:
     """Return what an edit does to each item of a baseline.
 
-    Cost: one answer and one forward pass per item.
+    Cost: one answer and one forward pass per item; another pass where the answers are words.
     """
     replies: list[Response] = []
     with edit.on(model):
@@ -141,8 +151,7 @@ def effect(model: Model, edit: ModelEdit, base: Baseline, *, max_new_tokens: int
         if not len(before):
             continue  # an empty answer has no distribution that both share
         kl[i] = float((before.exp() * (before - after)).sum(-1).mean())
-        ids = torch.tensor(reply.token_ids)
-        surprise[i] = -float(after.gather(1, ids[:, None]).mean())
+        surprise[i] = _surprise(after, reply)
         if reply.action is not None and bins is not None:
             inside = after[:, bins.first_id : bins.vocab_size].exp().sum(-1)
             off[i] = float((1 - inside).clamp_min(0).mean())
@@ -155,6 +164,7 @@ def effect(model: Model, edit: ModelEdit, base: Baseline, *, max_new_tokens: int
         kl=kl,
         off_target=off,
         surprise=surprise,
+        perplexity=_perplexity(model, base, replies),
         changed=np.array([a.token_ids != b.token_ids for a, b in zip(replies, base.replies, strict=True)]),
     )
 
@@ -214,10 +224,7 @@ def effect_results(found: Effect, base: Baseline, *, seed: int = 0) -> list[Resu
             mean_result(f"{found.edit} / {dof}", found.shifted[:, j], base.units, unit=unit, seed=seed)
         )
     out.append(mean_result(f"{found.edit} / KL", found.kl, base.units, unit="nats per token", seed=seed))
-    before = np.array(
-        [-float(lp.gather(1, torch.tensor(r.token_ids)[:, None]).mean()) if len(lp) else np.nan
-         for lp, r in zip(base.log_probs, base.replies, strict=True)]
-    )  # fmt: skip
+    before = base.surprise
     out.append(
         mean_result(
             f"{found.edit} / surprise at its own answer",
@@ -228,6 +235,17 @@ def effect_results(found: Effect, base: Baseline, *, seed: int = 0) -> list[Resu
             controls={"no edit": float(np.nanmean(before)) if np.isfinite(before).any() else float("nan")},
         )
     )
+    if (words := np.isfinite(found.perplexity)).any():
+        out.append(
+            mean_result(
+                f"{found.edit} / perplexity of its words",
+                found.perplexity,
+                base.units,
+                unit="perplexity, read without the edit",
+                seed=seed,
+                controls={"no edit": float(np.exp(before[words]).mean())},
+            )
+        )
     if np.isfinite(found.off_target).any():
         out.append(
             mean_result(
@@ -238,6 +256,23 @@ def effect_results(found: Effect, base: Baseline, *, seed: int = 0) -> list[Resu
     out.append(
         mean_result(f"{found.edit} / other answer", changed, base.units, unit="share of items", seed=seed)
     )
+    return out
+
+
+def _surprise(log_probs: Tensor, reply: Response) -> float:
+    if not len(log_probs):
+        return float("nan")
+    return -float(log_probs.gather(1, torch.tensor(reply.token_ids)[:, None]).mean())
+
+
+def _perplexity(model: Model, base: Baseline, replies: Sequence[Response]) -> NDArray[np.float64]:
+    """Return the perplexity of answers to items that are answered in words, [n]; NaN for others and empty ones."""
+    out = np.full(len(replies), np.nan)
+    words = [i for i, own in enumerate(base.replies) if own.action is None and len(replies[i].token_ids)]
+    told = [replies[i] for i in words]
+    logs = read_log_probs(model, [base.items[i] for i in words], told, batch_size=base.batch_size)
+    for i, log_probs, reply in zip(words, logs, told, strict=True):
+        out[i] = np.exp(_surprise(log_probs, reply))
     return out
 
 

@@ -95,12 +95,7 @@ def loss_recovered(
     References: the measure is that of SAE evaluations for language models, see J. Bloom et al., SAELens.
     """
     widths = [sae.config.level(level) for level in (levels or sae.levels)]
-    clean = np.array(
-        [
-            -float(logs.gather(1, torch.tensor(reply.token_ids)[:, None]).mean()) if len(logs) else np.nan
-            for logs, reply in zip(base.log_probs, base.replies, strict=True)
-        ]
-    )
+    clean = base.surprise
     gone = effect(model, Constant(site, _mean(model, base, site=site, tokens=tokens), tokens), base).surprise
     out = []
     for width in widths:

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..progress import progress
 from ..sim.episode import Episode
 from ..sim.language import Task
-from ..sim.rollout import Perturbation, RolloutResult, draw_task
+from ..sim.rollout import Perturbation, RolloutResult, draw_tasks
 from .edits import ModelEdit, Nothing
 from .player import Player, Settings, Trial, WatcherFactory
 from .watcher import Veto
@@ -138,14 +138,10 @@ def closed_loop(
 
     Cost: about 35 ms of one core's time per control step with mini-vla.
     """
-    if n_episodes < 1:
-        raise InputError(f"got n_episodes = {n_episodes}; need at least 1.")
     change = perturbation if perturbation is not None else Perturbation()
     trials = []
-    for i in range(n_episodes):
-        scene, instruction = draw_task(
-            seed + i, task=task, n_objects=n_objects, kinds=list(kinds) if kinds else None
-        )
+    drawn = draw_tasks(n_episodes, seed=seed, task=task, n_objects=n_objects, kinds=kinds)
+    for i, (scene, instruction) in enumerate(drawn):
         told = None if change.text is None else change.text(instruction.text, i)
         trials.append(
             Trial(

@@ -192,17 +192,14 @@ def rollout(
 
     Cost: about 8 ms of one core's time per step at 112 px, plus the policy.
     """
-    if n_episodes < 1:
-        raise InputError(f"got n_episodes = {n_episodes}; need at least 1.")
     change = perturbation if perturbation is not None else Perturbation()
+    tasks = draw_tasks(n_episodes, seed=seed, task=task, n_objects=n_objects, kinds=kinds)
     done: list[Episode] = []
 
     def play() -> Iterator[Episode]:
         with TableTop(image_px=image_px) as world:
-            for i in progress(range(n_episodes), desc=f"rollout {task}", unit="episode", quiet=quiet):
-                scene, instruction = draw_task(
-                    seed + i, task=task, n_objects=n_objects, kinds=list(kinds) if kinds else None
-                )
+            bar = progress(tasks, desc=f"rollout {task}", unit="episode", quiet=quiet)
+            for i, (scene, instruction) in enumerate(bar):
                 episode = run_episode(
                     world,
                     scene=change.scene(scene),
@@ -239,6 +236,25 @@ def draw_task(
     target = 0 if kinds is not None else int(rng.integers(len(scene.objects)))
     choices = [x for x in instructions(scene, tasks=(task,)) if x.target == target]
     return scene, choices[int(rng.integers(len(choices)))]
+
+
+def draw_tasks(
+    n: int,
+    *,
+    seed: int,
+    task: Task,
+    n_objects: int | None = None,
+    kinds: tuple[tuple[str, str], ...] | None = None,
+) -> list[tuple[Scene, Instruction]]:
+    """The scenes and instructions of n episodes; that of episode i depends on `seed + i` only.
+
+    Raises:
+        InputError: n < 1.
+    """
+    if n < 1:
+        raise InputError(f"got n_episodes = {n}; need at least 1.")
+    chosen = list(kinds) if kinds else None
+    return [draw_task(seed + i, task=task, n_objects=n_objects, kinds=chosen) for i in range(n)]
 
 
 def expert_policy(scene: Scene, instruction: Instruction) -> Callable[[Observation, State], np.ndarray]:
