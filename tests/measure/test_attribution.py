@@ -136,3 +136,22 @@ def test_an_order_that_says_nothing_is_rarely_found_and_one_that_does_is():
         assert result.found and result.value is not None
         assert result.value > result.controls["random orders"] + 0.1
         assert result.interval is not None and result.interval[0] < result.value < result.interval[1]
+
+
+def test_deletion_and_insertion_keep_their_own_areas_and_units_are_exchanged_whole():
+    areas = np.full((8, 2, 20), 0.5)
+    areas[:, 0, 0], areas[:, 1, 0], areas[:, 1, 1:] = 0.9, 0.2, 0.1
+    deletion, insertion = judge_orders(list(areas), units_of(range(8)), name="x")
+    assert (deletion.name, insertion.name) == ("x / deletion", "x / insertion")
+    assert deletion.value == pytest.approx(0.9) and insertion.value == pytest.approx(0.2)
+    assert deletion.controls["random orders"] == pytest.approx(0.5)
+    assert insertion.controls["random orders"] == pytest.approx(0.1)
+    # Eight things of five units: of the random orders, four in ten do as well in the whole of a unit as the given one.
+    areas[:, 0, 1:9] = 0.9
+    one, whole = (
+        judge_orders(list(areas), units_of(of), name="x", n_permutations=999)[0]
+        for of in (range(8), [0, 0, 0, 0, 1, 2, 3, 4])
+    )
+    alone = 0.45**8  # the given order itself is one of the twenty that are drawn
+    assert one.p == pytest.approx(alone, abs=0.01)
+    assert whole.p == pytest.approx(0.45**5, abs=0.01) and whole.p > one.p + 0.008
