@@ -9,7 +9,7 @@
     python benchmarks/sae.py --only discovery    # power, and false discoveries over 200 null runs
 
 Each call adds its section to benchmarks/results/sae.json. For --run, see `benchmarks/monitor.py
---make FOLDER`, which lets the embedded model act and captures what it computes.
+--folder FOLDER`, which lets the embedded model act and captures what it computes, in FOLDER/run.
 
 Peers that are installed are measured too (`pip install --no-deps --target peers overcomplete dictionary-learning
 sae-lens einops`, then `PYTHONPATH=peers`). Systems take turns step by step, so that all see the same load of the

@@ -19,7 +19,7 @@ _making = threading.Lock()
 _inside = threading.local()
 
 
-def share_blocks(work: Callable[[int, slice], None], n_rows: int, *, step: int) -> None:
+def share_blocks(work: Callable[[int, slice], None], n_rows: int, *, step: int, alone: bool = False) -> None:
     """Call `work(worker, rows)` for blocks of rows, on as many threads as torch may use.
 
     Torch's operations inside `work` use one thread, so what is worked out for a block does not depend on the number of
@@ -32,11 +32,12 @@ def share_blocks(work: Callable[[int, slice], None], n_rows: int, *, step: int) 
             have work space of its own. Gradients are not recorded.
         n_rows: Rows in all.
         step: Rows of a block; the last one may be smaller.
+        alone: Stay in this thread, as what is worked on lies on a GPU.
 
     Raises:
         Exception: The first one that `work` raised; blocks that were not begun are left out then.
     """
-    n_threads = 1 if getattr(_inside, "pool", False) else torch.get_num_threads()
+    n_threads = 1 if alone or getattr(_inside, "pool", False) else torch.get_num_threads()
     n_workers = min(n_threads, -(-n_rows // step))
     starts = iter(range(0, n_rows, step))
     taking = threading.Lock()

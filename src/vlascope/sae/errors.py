@@ -53,10 +53,11 @@ def reconstruction_errors(
     n = len(x_td)
     out = torch.empty(n, len(sae.levels) if levels else 1, dtype=torch.float32, device=x_td.device)
     step = min(max(MIN_ROWS, -(-n // N_BLOCKS)), block_rows(sae.config.n_latents, block_bytes=block_bytes))
-    plain = sae.config.activation == "topk" and not levels and x_td.device.type == "cpu"
+    plain = sae.config.activation == "topk" and not levels
     makers = [_plain_scorer if plain else _general_scorer] * torch.get_num_threads()
     scorers = [make(sae, x_td, out) for make in makers]
-    share_blocks(lambda worker, rows: scorers[worker](rows), n, step=step)
+    on_gpu = x_td.device.type != "cpu"
+    share_blocks(lambda worker, rows: scorers[worker](rows), n, step=step, alone=on_gpu)
     if not torch.isfinite(out.sum(dtype=torch.float64)):
         raise InputError(
             "the tokens hold NaN or infinite values; capture them again, or leave those rows out."
@@ -65,7 +66,7 @@ def reconstruction_errors(
 
 
 def _plain_scorer(sae: MatryoshkaSAE, x_td: Tensor, out: Tensor) -> Callable[[slice], None]:
-    """Return what writes the errors of some rows into `out`: the k largest, the whole dictionary, on a CPU."""
+    """Return what writes the errors of some rows into `out`: the k largest, the whole dictionary."""
     d, n, k = sae.config.d_in, sae.config.n_latents, sae.config.k
     scale = float(sae.scale)
     shift = sae.mean + sae.scale * sae.b_dec  # the point that is reconstructed by no latent at all
@@ -85,7 +86,7 @@ def _plain_scorer(sae: MatryoshkaSAE, x_td: Tensor, out: Tensor) -> Callable[[sl
 
 
 def _general_scorer(sae: MatryoshkaSAE, x_td: Tensor, out: Tensor) -> Callable[[slice], None]:
-    """The same for every choice of latents, for all levels, on any device."""
+    """The same for every choice of latents and for all levels."""
     own = copy.copy(sae)  # shares the weights; the work space of the choice is its own
     own._select = Selector()
 

@@ -28,16 +28,13 @@ def top_k(values_bn: Tensor, k: int) -> tuple[Tensor, Tensor]:
     The same answer as `torch.topk`, faster on CPUs. (Among equal values another one may be chosen.)
     """
     b, n = values_bn.shape
-    if values_bn.device.type != "cpu" or k >= n or not b:
-        found = values_bn.topk(k, dim=1, sorted=False)
-        return found.values, found.indices
-    values, cols = values_bn.new_empty(b, k), torch.empty(b, k, dtype=torch.int64)
+    values, cols = values_bn.new_empty(b, k), torch.empty(b, k, dtype=torch.int64, device=values_bn.device)
     choosers = [Chooser() for _ in range(torch.get_num_threads())]
 
     def work(worker: int, rows: slice) -> None:
         values[rows], cols[rows] = choosers[worker](values_bn[rows], k)
 
-    share_blocks(work, b, step=block_rows(n))
+    share_blocks(work, b, step=block_rows(n), alone=values_bn.device.type != "cpu")
     return values, cols
 
 
@@ -62,6 +59,8 @@ class Chooser:
         """Return values and columns, [b, k] each; the next call writes over the values."""
         b, n = values_bn.shape
         n_groups = n // GROUP
+        if values_bn.device.type != "cpu":
+            return values_bn.topk(k, dim=1, sorted=False)
         if n % GROUP or n_groups < 4 * k:
             cols = self._largest(values_bn, k)
             return values_bn.gather(1, cols), cols
@@ -153,10 +152,7 @@ class Selector:
     def _largest(self, x_bd: Tensor, encoder_nd: Tensor, bias_n: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return the k largest pre-activations of each token and their columns, in no particular order."""
         b, n = len(x_bd), len(encoder_nd)
-        if x_bd.device.type != "cpu":
-            parts = [top_k(pre, k) for _, pre in self.pre_blocks(x_bd, encoder_nd, bias_n)]
-            return torch.cat([vals for vals, _ in parts]), torch.cat([cols for _, cols in parts])
-        vals, cols = x_bd.new_empty(b, k), torch.empty(b, k, dtype=torch.int64)
+        vals, cols = x_bd.new_empty(b, k), torch.empty(b, k, dtype=torch.int64, device=x_bd.device)
         weight = encoder_nd.t()
         self._choosers += [Chooser() for _ in range(torch.get_num_threads() - len(self._choosers))]
 
@@ -165,7 +161,7 @@ class Selector:
             pre = torch.addmm(bias_n, x, weight, out=choose.take("pre", x, len(x), n))
             vals[rows], cols[rows] = choose(pre, k)
 
-        share_blocks(work, b, step=block_rows(n))
+        share_blocks(work, b, step=block_rows(n), alone=x_bd.device.type != "cpu")
         return vals, cols
 
     @torch.no_grad()
