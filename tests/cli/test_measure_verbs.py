@@ -214,17 +214,13 @@ def test_semantics_scores_the_words_of_the_prompt(run_path, capsys):
     assert "has no words" in complaint(["semantics", str(run_path), "--site", "vision.1", "-q"], capsys)
 
 
+def ask_mini_vla(photos: Path) -> list[str]:
+    """Return the arguments of a verb that asks the model about photographs with one prompt."""
+    return ["mini-vla", str(photos), "--prompt", "pick up the red object", "--device", "cpu", "-q"]
+
+
 def test_sensitivity_of_images_and_prompts(run_path, photos, capsys):
-    words = [
-        "sensitivity",
-        "mini-vla",
-        str(photos),
-        "--prompt",
-        "pick up the red object",
-        "--device",
-        "cpu",
-        "-q",
-    ]
+    words = ["sensitivity", *ask_mini_vla(photos)]
     words += ["--change", "other scene", "other noun", "--site", "vision.1", "--keep", str(run_path)]
     facts = facts_of([*words, "--action-unit", "m", "grip=share"], capsys)
     moves = {one["name"]: one for one in facts["actions"]}
@@ -240,16 +236,7 @@ def test_sensitivity_of_images_and_prompts(run_path, photos, capsys):
 
 
 def test_attribute_takes_groups_apart(run_path, photos, capsys):
-    words = [
-        "attribute",
-        "mini-vla",
-        str(photos),
-        "--prompt",
-        "pick up the red object",
-        "--device",
-        "cpu",
-        "-q",
-    ]
+    words = ["attribute", *ask_mini_vla(photos)]
     groups = [*words, "--items", "2", "--site", "vision.1", "--k", "3", "--keep", str(run_path)]
     facts = facts_of(groups, capsys)
     assert all(one["name"].startswith("group ") for one in facts["results"])

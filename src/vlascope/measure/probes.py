@@ -27,6 +27,9 @@ ProbeModel = Literal["ridge", "mlp"]
 Predict = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 PROBE_HEAD = ("site", "target", "test", "train", "95 % interval", "n", "p (BH)", "controls")
+N_SHUFFLES: Mapping[ProbeModel, int] = {"ridge": 99, "mlp": 19}
+"""Shuffles behind a p-value where nobody says how many: as many as a minute allows."""
+
 MEMORISED_GAP = 0.5
 """A probe that explains this much more of its training rows, or of rows held out at random, than of held-out units, and
 nothing of these, memorises."""
@@ -207,7 +210,6 @@ def probe(
     else:
         items, y, outputs = item_numbers(run, names)
     units = run_units(run, items, split=split)
-    n_shuffles = n_permutations or (99 if model == "ridge" else 19)
     name = " + ".join(names)
     reason = _why_not(y, units)
     unit = "balanced accuracy" if kind == "class" else "R²"
@@ -227,7 +229,7 @@ def probe(
         controls=controls,
         site=site,
         target=name,
-        n_permutations=n_shuffles,
+        n_permutations=n_permutations or N_SHUFFLES[model],
         seed=seed,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from .pooling import BACKGROUND, pool_regions, region_groups, region_pixels
-from .probes import ProbeModel, ProbeResult, probe_arrays
+from .probes import N_SHUFFLES, ProbeModel, ProbeResult, probe_arrays
 from .resample import run_units
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ def probe_regions(
         words: The classes; none takes the whole names of the regions as classes.
         mask: Name of the masks.
         exclude: Names of regions that are no objects.
-        model: "ridge" or "mlp", see `probe`.
-        split: What is held out as a whole, see `probe`.
-        random_run: The same items read by random weights: a control.
-        n_permutations: Shuffles of the classes; default 99 (ridge), 19 (mlp).
-        seed: Seeds folds, shuffles and bootstrap.
+        model: As this and the following in `probe`.
+        split: What is held out as a whole.
+        random_run: The same items read by random weights.
+        n_permutations: Shuffles of the classes.
+        seed: Seeds all that is random.
 
     Returns:
         Balanced accuracy with its interval over episodes. Controls: shuffled names, the mean raw pixels of the same
@@ -91,7 +91,7 @@ def probe_regions(
         controls=controls,
         site=site,
         target=f"region {'/'.join(outputs)}" if words else "region name",
-        n_permutations=n_permutations or (99 if model == "ridge" else 19),
+        n_permutations=n_permutations or N_SHUFFLES[model],
         seed=seed,
     )
 
