@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -17,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, VlascopeError
-from ..files import storage_errors, write_json
+from ..files import new_folder, write_json
 from .workers import each_with_torch
 
 if TYPE_CHECKING:
@@ -32,6 +29,9 @@ SAMPLE_ROWS = 4096
 """Tokens that the mean and the axes of the sketch are measured on, evenly spread over the site."""
 
 CHUNK_ROWS = 8192
+MEASURE_ROWS = 2048
+"""Tokens that are held in float32 at once while a site is measured, per core."""
+
 EXACT_BYTES = 256 * 2**20
 """Up to so many bytes of activations in all, every layer is compared exactly; above, by its sketch."""
 
@@ -129,11 +129,11 @@ class SiteFeatures:
         each_with_torch(fill, self._chunks())
         return out
 
-    def _chunks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+    def _chunks(self, n_rows: int = CHUNK_ROWS) -> Iterator[tuple[int, NDArray[Any]]]:
         at = 0
         for block in self.acts.stored_blocks():
-            for start in range(0, len(block), CHUNK_ROWS):
-                yield at + start, block[start : start + CHUNK_ROWS]
+            for start in range(0, len(block), n_rows):
+                yield at + start, block[start : start + n_rows]
             at += len(block)
 
     def sketched(self, row: int, *, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -180,36 +180,27 @@ class SiteFeatures:
         unit /= unit.norm(dim=1, keepdim=True).clamp_(min=1e-30)
         _, vectors = torch.linalg.eigh((unit.T @ unit).double())
         axes = vectors.flip(1)[:, : min(SKETCH_WIDTH, width)].float().contiguous()
-        with storage_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            try:
-                os.chmod(work, 0o755)
-                norms = np.empty(n, np.float32)
-                shape = (n, axes.shape[1])
-                sketch = np.lib.format.open_memmap(
-                    work / "sketch.npy", mode="w+", dtype=np.float32, shape=shape
-                )
-                at = 0
-                for block in self.acts.stored_blocks():
-                    for start in range(0, len(block), CHUNK_ROWS):
-                        self._go_on()
-                        x = _tensor(block[start : start + CHUNK_ROWS], self._dtype).float() - mean
-                        length = x.norm(dim=1)
-                        norms[at : at + len(x)] = length.numpy()
-                        sketch[at : at + len(x)] = ((x @ axes) / length.clamp(min=1e-30)[:, None]).numpy()
-                        at += len(x)
-                sketch.flush()
-                del sketch
-                np.save(work / "norms.npy", norms, allow_pickle=False)
-                np.save(work / "mean.npy", mean.numpy(), allow_pickle=False)
-                write_json(work / "params.json", params)
-                if folder.exists():
-                    shutil.rmtree(folder)
-                os.replace(work, folder)
-            except BaseException:
-                shutil.rmtree(work, ignore_errors=True)
-                raise
+        with new_folder(folder, force=True) as work:
+            norms = np.empty(n, np.float32)
+            sketch = np.lib.format.open_memmap(
+                work / "sketch.npy", mode="w+", dtype=np.float32, shape=(n, axes.shape[1])
+            )
+
+            def fill(task: tuple[int, NDArray[Any]]) -> None:
+                self._go_on()
+                start, block = task
+                x = _tensor(block, self._dtype).float() - mean  # never in place: float32 is not copied
+                length = x.norm(dim=1)
+                part = slice(start, start + len(x))
+                norms[part] = length.numpy()
+                sketch[part] = ((x @ axes) / length.clamp(min=1e-30)[:, None]).numpy()
+
+            each_with_torch(fill, self._chunks(MEASURE_ROWS))
+            sketch.flush()
+            del sketch
+            np.save(work / "norms.npy", norms, allow_pickle=False)
+            np.save(work / "mean.npy", mean.numpy(), allow_pickle=False)
+            write_json(work / "params.json", params)
 
 
 @dataclass(frozen=True)
@@ -224,7 +215,7 @@ class _Measured:
     def load(cls, folder: Path) -> _Measured:
         return cls(
             mean=np.load(folder / "mean.npy", allow_pickle=False),
-            norms=np.load(folder / "norms.npy", allow_pickle=False),
+            norms=np.load(folder / "norms.npy", mmap_mode="r", allow_pickle=False),
             sketch=np.load(folder / "sketch.npy", mmap_mode="r", allow_pickle=False),
         )
 

@@ -19,7 +19,8 @@ def pack(header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> bytes:
     blobs = [np.ascontiguousarray(a) for a in arrays]
     text = json.dumps({**header, "sizes": [b.nbytes for b in blobs]}, allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
-    return b"".join([struct.pack("<I", len(text)), text, *(blob.tobytes() for blob in blobs)])
+    views: list[Any] = [memoryview(blob.reshape(-1).view(np.uint8)) for blob in blobs]  # type: ignore[arg-type]
+    return b"".join([struct.pack("<I", len(text)), text, *views])
 
 
 def unpack(message: bytes) -> tuple[dict[str, Any], list[bytes]]:
