@@ -51,7 +51,8 @@ def _measure(saved: Facts) -> list[str]:
     for name, write in SECTIONS.items():
         if name in sections:
             one = sections[name]
-            out += [*write(one["found"]), "", f"{one['n_episodes']} episodes from seed {one['seed']}.", ""]
+            source = f"{one['n_episodes']} episodes from seed {one['seed']}; commit {one['commit']}."
+            out += [*write(one["found"]), "", source, ""]
     return out
 
 
@@ -254,8 +255,8 @@ def _temporal(saved: Facts) -> list[str]:
     return [
         *out,
         "",
-        f"{results['n_episodes']} episodes from seed {results['seed']}. Scripted failures: "
-        f"{results['failures']['verdict']}.",
+        f"{results['n_episodes']} episodes from seed {results['seed']}; commit {saved['environment']['commit']}. "
+        f"Scripted failures: {results['failures']['verdict']}.",
         "",
     ]
 
@@ -278,7 +279,7 @@ def _evaluate(saved: Facts) -> list[str]:
         scores = list(next(iter(methods.values())))
         first = next(iter(next(iter(methods.values())).values()))
         out += [
-            f"**{row['network']}, {row['data']}** ({first['n']} images; K={row['k']})",
+            f"**{row['network']}, {row['data']}** ({first['n']} images; K={row['k']}; commit {row['commit']})",
             "",
             f"| method | {' | '.join(scores)} |",
             "|---" * (len(scores) + 1) + "|",
@@ -297,7 +298,8 @@ def _evaluate(saved: Facts) -> list[str]:
 def _captions(row: Facts) -> list[str]:
     means = row["concepts"]["means"]
     out = [
-        f"**{row['network']}, captions** ({row['concepts']['n_items']} images): {row['concepts']['verdict']}.",
+        f"**{row['network']}, captions** ({row['concepts']['n_items']} images; commit {row['commit']}): "
+        f"{row['concepts']['verdict']}.",
         "",
         "| words | mAP | chance | shuffled captions | raw pixels | random weights | p |",
         "|---|---|---|---|---|---|---|",

@@ -40,7 +40,14 @@ DATA = {
 }
 """Folder, items, truth and segments per image."""
 
-PAIRS = (("ncut", "kmeans"), ("ncut", "pixels"), ("nave", "kmeans"), ("nave", "pixels"), ("joint", "ncut"))
+PAIRS = (
+    ("ncut", "kmeans"),
+    ("ncut-uniform", "kmeans"),
+    ("ncut", "pixels"),
+    ("nave", "kmeans"),
+    ("nave", "pixels"),
+    ("joint", "ncut"),
+)
 
 
 def efficientnet() -> tuple[Model, tuple[str, ...]]:
@@ -177,6 +184,7 @@ def main() -> None:
                     name, data, Path(folder), sites=args.sites, methods=args.methods,
                     limit=12 if args.quick else args.limit, permutations=19 if args.quick else args.permutations,
                 )  # fmt: skip
+            row["commit"] = env["commit"]
             rows = [one for one in rows if (one["network"], one["data"]) != (name, data)] + [row]
             if not args.quick:
                 print(f"saved {save(args.name, environment=env, results={'rows': rows})}", flush=True)
