@@ -51,7 +51,7 @@ def _measure(saved: Facts) -> list[str]:
     for name, write in SECTIONS.items():
         if name in sections:
             one = sections[name]
-            source = f"{one['n_episodes']} episodes from seed {one['seed']}; commit {one['commit']}."
+            source = f"`--episodes {one['n_episodes']} --seed {one['seed']}`, commit {one['commit']}."
             out += [*write(one["found"]), "", source, ""]
     return out
 
@@ -86,7 +86,8 @@ def _masks(found: Facts) -> list[str]:
         "Means over five seeds of each method, because k-means ends elsewhere with every seed. `ncut` is the default",
         "cut of one layer; that its k-means weighs eigenvectors by their eigenvalues was chosen on 16 other episodes",
         "(seeds 910000 and up). `ncut-uniform`: sparse regions of feature space count as much as dense ones, k-means",
-        "on twice as many eigenvectors as groups, two diffusion steps; chosen on 32 of those episodes.",
+        "on twice as many eigenvectors as groups, two diffusion steps; chosen on 32 of those episodes. `kmeans`: the",
+        "mini-batch kind, there being more than 50,000 patches.",
         "",
         "| layer | method | IoU | random weights | - k-means | - PCA | - raw pixels |",
         "|---|---|---|---|---|---|---|",
