@@ -18,6 +18,7 @@ export class Likeness {
 
   constructor(
     private data: Data,
+    private shown: () => void,
     private arrived: () => void,
     private failed: (message: string) => void,
   ) {}
@@ -47,7 +48,7 @@ export class Likeness {
       this.values = new Map();
       this.take(first);
       this.serverMs = first.header.ms;
-      this.arrived();
+      this.shown();
       requestAnimationFrame(() => {
         this.clickMs = performance.now() - started;
         this.describe(first.header);

@@ -75,7 +75,7 @@ async function start(): Promise<void> {
   const redraw = () => store?.touch();
   const data = new Data(first, redraw, fail);
   const { state } = data;
-  const like = new Likeness(data, redraw, fail);
+  const like = new Likeness(data, () => view.draw(), redraw, fail);
   const edits = new Edits(data, redraw);
   store = new Store(startView(data, location.hash));
   const view = store;
@@ -101,12 +101,14 @@ async function start(): Promise<void> {
     inspect();
     setGroup(groupAt(hover));
   };
+  /** The server is asked at once, not with the next frame, and what it says is mostly there before an eye sees it. */
+  const ask = (patch: Partial<View>) => {
+    view.set(patch, 100);
+    like.update(view.view);
+  };
   const onPick = (hover: Hover, event: { shiftKey: boolean; altKey: boolean }) => {
     const { query, clicks } = view.view;
-    if (!event.shiftKey && !event.altKey) {
-      view.set({ query: hover.ref, clicks: [] });
-      return;
-    }
+    if (!event.shiftKey && !event.altKey) return ask({ query: hover.ref, clicks: [] });
     // The first added click keeps the one that was there as a positive one.
     let next = clicks.length ? clicks : query ? [{ ...query, positive: true }] : [];
     const same = (c: { run: number; site: string; token: number }) =>
@@ -114,7 +116,7 @@ async function start(): Promise<void> {
     next = [...next.filter((c) => !same(c)), { ...hover.ref, positive: !event.altKey }];
     if (next.length > MAX_CLICKS) return fail(`a mask has at most ${MAX_CLICKS} clicks`);
     if (!next.some((c) => c.positive)) return fail("click first what shall be in the mask, then what shall be out");
-    view.set({ query: null, clicks: next });
+    ask({ query: null, clicks: next });
   };
   const inspect = () => {
     const parts: string[] = [];

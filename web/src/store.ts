@@ -36,14 +36,18 @@ export class Store {
   view: View;
   private listeners: Listener[] = [];
   private changed = new Set<keyof View>();
-  private scheduled = false;
+  private scheduled = 0;
   private isWritten = false;
 
   constructor(start: View) {
     this.view = start;
   }
 
-  set(patch: Partial<View>): void {
+  /**
+   * Change the view, and draw it with the next frame.
+   * @param withinMs Wait so long for something else to be drawn with it: drawing twice takes time from the server.
+   */
+  set(patch: Partial<View>, withinMs = 0): void {
     let isNew = false;
     for (const key of Object.keys(patch) as (keyof View)[]) {
       if (JSON.stringify(patch[key]) === JSON.stringify(this.view[key])) continue;
@@ -52,7 +56,8 @@ export class Store {
     }
     if (!isNew) return;
     this.view = { ...this.view, ...patch };
-    this.schedule();
+    if (withinMs) setTimeout(() => this.changed.size && this.schedule(), withinMs);
+    else this.schedule();
   }
 
   /** Draw again although the view is the same: something that it needs has arrived. */
@@ -64,17 +69,19 @@ export class Store {
     this.listeners.push(listener);
   }
 
+  /** Draw now instead of with the next frame, which then only has to show it. */
+  draw(): void {
+    cancelAnimationFrame(this.scheduled);
+    this.scheduled = 0;
+    const changed = this.changed;
+    this.changed = new Set();
+    for (const listener of this.listeners) listener(this.view, changed);
+    if (changed.size || !this.isWritten) history.replaceState(null, "", `#${toHash(this.view)}`);
+    this.isWritten = true;
+  }
+
   private schedule(): void {
-    if (this.scheduled) return;
-    this.scheduled = true;
-    requestAnimationFrame(() => {
-      this.scheduled = false;
-      const changed = this.changed;
-      this.changed = new Set();
-      for (const listener of this.listeners) listener(this.view, changed);
-      if (changed.size || !this.isWritten) history.replaceState(null, "", `#${toHash(this.view)}`);
-      this.isWritten = true;
-    });
+    this.scheduled ||= requestAnimationFrame(() => this.draw());
   }
 }
 
