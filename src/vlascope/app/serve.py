@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,14 +15,13 @@ from typing import Any
 
 from ..errors import InputError, missing_extra
 from .book import RunBook
+from .memory import share_pools
 from .security import Guard, is_loopback
 from .server import create_app
 
 DEFAULT_PORT = 8899
 N_PORTS = 50
 """Ports that are tried when none is named."""
-
-_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 CLOSE_SECS = 1
 """How long open connections may take to end once the server shuts down."""
@@ -86,7 +83,7 @@ def serve(
         ssh=f"ssh -L {number}:localhost:{number} {socket.gethostname()}",
         token=token,
     )
-    _keep_memory_small()
+    share_pools()
     server = _server(app, patience_secs=patience_secs)
     threading.Thread(target=_prepare, args=(app,), daemon=True).start()
     if ready is not None:
@@ -95,18 +92,6 @@ def serve(
         server.run(sockets=[bound])
     finally:
         bound.close()
-
-
-def _keep_memory_small() -> None:
-    """Let all threads share two pools of memory: with one each, glibc keeps what every one of them once needed.
-
-    With 20 GB of activations open that is hundreds of megabytes. Other C libraries have no such pools.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 2)
 
 
 def _server(app: Guard, *, patience_secs: float | None) -> Any:

@@ -16,6 +16,7 @@ from ..palette import METHODS
 from .book import RunBook, shared_items
 from .job import Jobs
 from .media import image_bytes
+from .memory import give_back
 from .similarity import EXACT_BYTES, Stopping, rank_correlation, sample_rows, to_bytes
 from .wire import pack
 from .workers import each
@@ -97,6 +98,7 @@ class State:
             for site in sorted(book.features, key=lambda name: name != first):
                 try:
                     book.features[site].prepare()
+                    give_back()
                 except Stopping:
                     return
                 except VlascopeError as error:
