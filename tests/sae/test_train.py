@@ -429,3 +429,15 @@ def test_random_prefixes_are_the_same_after_a_restart():
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     sae: MatryoshkaSAE = second.sae
     sae.decode(sae.encode(data[0]), level=13)
+
+
+def test_steps_do_not_depend_on_the_size_of_the_gradient():
+    """Adam remembers a thousand steps: without a common length, the large early gradients hold back the later ones."""
+    x = torch.randn(64, 7, generator=torch.Generator().manual_seed(0))
+    trainer = SAETrainer(SAEConfig(d_in=7, n_latents=12, k=2), TrainConfig(), n_steps=9, sample_td=x)
+    for _ in range(3):
+        trainer.step(x)
+        gradients = [p.grad for p in trainer.sae.parameters() if p.grad is not None]
+        assert len(gradients) >= 3
+        length = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+        assert float(length) == pytest.approx(1, rel=1e-5)

