@@ -137,7 +137,8 @@ class TokenPack:
             fine = -(-CLIPPED_SIDE // max(grid.rows, grid.cols)) if is_clipped else 1
             shown = grid.index_rc >= 0
             if fine > 1:
-                colors, shown = (a.repeat(fine, axis=0).repeat(fine, axis=1) for a in (colors, shown))
+                colors = colors.repeat(fine, axis=0).repeat(fine, axis=1)
+                shown = shown.repeat(fine, axis=0).repeat(fine, axis=1)
             grids.append(
                 GridView(
                     src=png_uri(colors, alpha_hw=shown),
