@@ -134,11 +134,13 @@ class TokenIndex:
         """Return (rows in the arrays of the cut, rows of the layout's token table) of one item at one site."""
         part = self.cut.parts[self.check_site(site)]
         token_rows = np.asarray(part.token_rows)
-        if site not in self._orders:
+        if (
+            part.layout not in self._orders
+        ):  # once for all sites of a layout: 16 bytes per token are much of a large run
             items = np.asarray(self.run.tokens(part.layout).item)[token_rows]
             order = np.argsort(items, kind="stable")
-            self._orders[site] = (order.astype(np.int64), items[order].astype(np.int64))
-        order, sorted_items = self._orders[site]
+            self._orders[part.layout] = (order.astype(np.int64), items[order].astype(np.int64))
+        order, sorted_items = self._orders[part.layout]
         first, last = np.searchsorted(sorted_items, [item, item + 1])
         local = order[first:last]
         start = part.rows.start or 0
@@ -147,7 +149,7 @@ class TokenIndex:
     def items_of(self, site: str) -> list[int]:
         """Return the items that have tokens at `site` in the cut, ascending."""
         self.rows_of(site, 0)
-        return [int(i) for i in np.unique(self._orders[site][1])]
+        return [int(i) for i in np.unique(self._orders[self.cut.parts[site].layout][1])]
 
     def patches(self, site: str, item: int) -> list[PatchGrid]:
         """Return the patch grids of one item at one site, one per camera and crop; empty where it has none."""
