@@ -28,6 +28,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import _app_docs
 import _app_fuzz
 import _browser
 import _record
@@ -351,7 +352,11 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, help="an existing run instead of a made one")
     parser.add_argument("--save", help="name of the row in benchmarks/results/app.json", default=None)
+    parser.add_argument("--docs", action="store_true", help="only write the tables of docs/results.md")
     args = parser.parse_args()
+    if args.docs:
+        print(_app_docs.write_results())
+        return
     environment = _record.environment()
     with tempfile.TemporaryDirectory() as scratch:
         run = args.run or Path(scratch) / "run"
