@@ -21,6 +21,7 @@ LEVELS = {
     "_version": 0,
     "files": 1,
     "progress": 1,
+    "threads": 1,
     "sim": 2,
     "doctor": 2,
     "items": 3,

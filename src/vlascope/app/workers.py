@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
+
+from ..threads import one_core_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +26,7 @@ def each_with_torch(work: Callable[[T], R], things: Iterable[T]) -> list[R]:
     Torch's own threads wait for one another after every product: beside a browser that is busy drawing, that took
     three times as much processor time (75 instead of 27 ms for 150,000 x 768 in bfloat16, both cores busy).
     """
-    return list(_torch_pool().map(work, things))
+    return list(one_core_threads(_n_cores()).map(work, things))
 
 
 def _n_cores() -> int:
@@ -35,22 +36,3 @@ def _n_cores() -> int:
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_n_cores(), thread_name_prefix="vlascope-site")
-
-
-@lru_cache(maxsize=1)
-def _torch_pool() -> ThreadPoolExecutor:
-    import torch
-
-    n = _n_cores()
-    pool = ThreadPoolExecutor(n, thread_name_prefix="vlascope-torch")
-    together = threading.Barrier(n)
-
-    def use_one_core(_: int) -> None:
-        torch.get_num_threads()  # a thread takes the common number when it first asks; from then on it has its own
-        torch.set_num_threads(1)
-        together.wait()  # so that every thread of the pool comes by
-
-    usual = torch.get_num_threads()
-    list(pool.map(use_one_core, range(n)))
-    torch.set_num_threads(usual)  # for all other threads
-    return pool
