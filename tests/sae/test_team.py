@@ -145,7 +145,10 @@ def test_two_workers_of_ray_train_as_one_process(run, tmp_path):
     }
     sites = ["vision.0", "vision.1"]
     alone = train_sae(run, sites=sites, out=tmp_path / "alone", **common)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    # "local": without an address Ray would join the cluster that another test has just started on this machine.
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False
+    )
     try:
         with pytest.raises(InputError, match="99 workers"):
             train_sae(run, sites="vision.0", out=tmp_path / "y", engine="ray", n_workers=99, **common)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, VlascopeError, WorkerError, missing_extra
+from ..runs.engines.cluster import import_ray, join_cluster
 from .step import check_team
 from .stream import Split
 
@@ -22,7 +22,7 @@ def train_with_ray(
 ) -> None:
     """Train at sites that share a layout with workers of a Ray cluster; their last state is then in each job's folder.
 
-    Joins the cluster of this process or of the environment, and starts one on this machine where there is none. What
+    Joins the cluster of this process or the one that RAY_ADDRESS names, else starts one on this machine. What
     was saved before an error stays, and the same call goes on from there.
 
     Args:
@@ -40,17 +40,16 @@ def train_with_ray(
     Cost: starting the workers takes some ten seconds; a step adds up one gradient (of the size of the weights) over
     them, and each reads the whole run.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    needed_for = "training with the engine 'ray'"
+    ray = import_ray(needed_for)
     try:
-        import ray
         from ray.train import RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
-    except ImportError as error:
-        raise missing_extra("ray", extra="ray", needed_for="training with the engine 'ray'") from error
+    except ImportError as error:  # Ray without what its part for training needs
+        raise missing_extra("ray", extra="ray", needed_for=needed_for) from error
     for job in jobs:
         check_team(job.config)
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
+    join_cluster(ray, n_workers=n_workers)
     n_gpus = int(ray.cluster_resources().get("GPU", 0)) if jobs[0].device != "cpu" else 0
     n = n_workers or n_gpus or sum(node["Alive"] for node in ray.nodes())
     if n > jobs[0].train.batch:

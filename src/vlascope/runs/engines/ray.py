@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError, StorageError, WorkerError, missing_extra
+from ...errors import InputError, StorageError, WorkerError
 from ..paths import INFO_NAME
+from .cluster import import_ray, join_cluster
 from .engine import B, BlockReport, CaptureJob, Engine, R
 from .worker import BlockWorker
 
@@ -63,7 +64,7 @@ class RayEngine(Engine):
     def close(self) -> None:
         """Leave the cluster; stop it when this engine started it."""
         if self._is_ours:
-            _ray().shutdown()
+            import_ray("the engine 'ray'").shutdown()
             self._is_ours = False
 
     def capture_blocks(
@@ -120,22 +121,9 @@ class RayEngine(Engine):
             yield _get(ray, waiting.popleft())
 
     def _connect(self) -> Any:
-        ray = _ray()
-        if not ray.is_initialized():
-            if not log.isEnabledFor(logging.WARNING):  # quiet is meant for Ray's notices as well
-                logging.getLogger("ray").setLevel(log.getEffectiveLevel())
-            # The address None means RAY_ADDRESS, or a new cluster of this machine.
-            address = self.address or os.environ.get("RAY_ADDRESS")
-            local = {} if address else {"include_dashboard": False, "num_cpus": self._local_cpus()}
-            ray.init(
-                address=address, log_to_driver=False, configure_logging=False, namespace="vlascope", **local
-            )
-            self._is_ours = True
+        ray = import_ray("the engine 'ray'")
+        self._is_ours = join_cluster(ray, self.address, n_workers=self.n_workers) or self._is_ours
         return ray
-
-    def _local_cpus(self) -> int:
-        """Slots on this machine: as many as workers were asked for, also when there are fewer cores."""
-        return max(os.cpu_count() or 1, self.n_workers or 1)
 
     @staticmethod
     def _default_workers(ray: Any, has_gpu: bool) -> int:
@@ -325,12 +313,3 @@ def _deaths(ray: Any) -> tuple[type[BaseException], ...]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-    try:
-        import ray
-    except ImportError as error:
-        raise missing_extra("ray", extra="ray", needed_for="the engine 'ray'") from error
-    return ray
