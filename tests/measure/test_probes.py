@@ -15,6 +15,7 @@ from vlascope.measure.probes import PROBE_HEAD, probe, probe_arrays
 from vlascope.measure.region_probe import probe_regions
 from vlascope.measure.resample import units_of
 from vlascope.measure.ridge import PENALTIES, FoldedRidge, HeldOutRidge, reduce_channels
+from vlascope.models.layout import plain_tokens
 
 
 def test_sums_give_the_same_ridge_as_the_rows():
@@ -115,6 +116,57 @@ def test_absent_targets_are_found_in_at_most_5_percent():
         x = rng.normal(size=(12, 4))[units.ids] + 0.1 * rng.normal(size=(24, 4))
         false += probe_arrays(x, y, units, outputs=("y",), n_permutations=19, seed=trial).test.found
     assert false <= 18, f"{false} of 200 null runs; at most 10 are expected"
+
+
+def questions(*, bound: bool, seed: int, n: int = 24) -> PlantedRun:
+    """Two questions of each picture, which shows two of four colours: the token knows which there are, maybe which is
+    asked about."""
+    rng = np.random.default_rng(seed)
+    colours = np.stack([rng.permutation(4)[:2] for _ in range(n)])
+    x = np.zeros((2 * n, 1, 4))
+    for picture, pair in enumerate(colours):
+        for side in (0, 1):
+            x[2 * picture + side, 0, pair] = 1
+            x[2 * picture + side, 0, pair[side]] += 2 * bound
+    x += 0.1 * rng.normal(size=x.shape)
+    labels = [{"colour": "abcd"[c]} for c in colours.reshape(-1)]
+    return PlantedRun(
+        {"s": ("tokens", x)}, layouts={"tokens": plain_tokens("text", ("?",))}, labels=labels,
+        episodes=list(np.arange(2 * n) // 2),
+    )  # fmt: skip
+
+
+def test_what_a_picture_holds_is_not_what_was_asked():
+    for bound in (False, True):
+        run = questions(bound=bound, seed=1)
+        of_all = probe(run, site="s", target="colour", tokens="text", n_permutations=39)
+        asked = probe(run, site="s", target="colour", tokens="text", scheme="names", choices="unit")
+        assert of_all.test.found and of_all.test.controls["majority"] == 0.25
+        assert asked.test.found is bound and asked.target == "colour, among those of its episode"
+        assert asked.test.controls["chance"] == 0.5
+        value = asked.test.value or 0.0
+        assert value == pytest.approx(1.0) if bound else 0.35 < value < 0.65
+        assert bound or 0.4 < asked.test.controls["exchanged labels"] < 0.6
+        assert bound or (of_all.test.value or 0) > 0.4, "two of four can be told apart without being asked"
+
+
+def test_questions_that_are_not_read_are_rarely_answered():
+    false = 0
+    for seed in range(200):
+        run = questions(bound=False, seed=seed, n=10)
+        asked = probe(
+            run, site="s", target="colour", tokens="text", scheme="names", choices="unit", n_permutations=19, seed=seed
+        )  # fmt: skip
+        false += asked.test.found
+    assert false <= 16, f"{false} of 200 null runs; at most 10 are expected"
+
+
+def test_a_choice_needs_classes_that_differ_within_a_unit():
+    run = make(labels=[{"colour": "red" if i // 4 % 2 else "blue", "height": float(i)} for i in range(40)])
+    alone = probe(run, site="vision.0", target="colour", choices="unit")
+    assert "0 independent episodes" in alone.verdict()
+    with pytest.raises(InputError, match="choice among classes"):
+        probe(run, site="vision.0", target="height", choices="unit")
 
 
 def test_a_curve_needs_the_mlp():

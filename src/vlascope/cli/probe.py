@@ -38,6 +38,9 @@ class Args(Common):
     """which tokens stand for an item (auto: patches where there are any)"""
     split: str = "auto"
     """what is held out as a whole: auto (episodes), item, or a label such as scene"""
+    within: bool = False
+    """choose among the classes of the same episode (or item of --split), and exchange them there as a control: what
+    is asked of one picture in several ways cannot be guessed from the picture then"""
     random: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """run of the same items by the model with random weights, as a control"""
     permutations: OptionalInt = None
@@ -63,6 +66,8 @@ def run(args: Args) -> int:
             "give one of --target (what to read), --region (words that tell regions apart) and --ahead (how many "
             "steps)."
         )
+    if args.within and not args.target:
+        raise InputError("--within needs --target, a label that differs between the items of one episode.")
     captured = Run.open(args.run)
     sites = api.run_sites(captured, args.site or None)
     say(args, f"probing {len(sites)} layers of {captured.n_items} items")
@@ -100,14 +105,22 @@ def run(args: Args) -> int:
         words = () if args.region == (WHOLE_NAME,) else args.region
         probes = [probe_regions(captured, site=site, words=words, **shared) for site in sites]
     else:
+        among: dict[str, Any] = {"scheme": "names", "choices": "unit"} if args.within else {}
         probes = [
-            probe(captured, site=site, target=args.target, kind=args.kind, tokens=args.tokens, **shared)
+            probe(
+                captured, site=site, target=args.target, kind=args.kind, tokens=args.tokens, **among, **shared
+            )
             for site in sites
         ]
     probes = adjusted_probes(probes)
     text = table([one.row() for one in probes], head=PROBE_HEAD)
     text += "\n\n" + "\n".join(one.verdict() for one in probes)
-    settings = {"tokens": "region" if args.region else args.tokens, "split": args.split, "seed": args.seed}
+    settings = {
+        "tokens": "region" if args.region else args.tokens,
+        "split": args.split,
+        "within": args.within,
+        "seed": args.seed,
+    }
     kept = str(keep(captured, probe_finding(probes, settings=settings)))
     facts = {"run": str(captured.path), "layers": [one.to_json() for one in probes], "finding": kept}
     give(args, facts, text=text)

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .crossfit import MIN_UNITS, balanced_accuracy, unit_folds
+from .crossfit import MIN_UNITS, unit_folds
 from .findings import Finding, LayerSeries, Row, layer_series
 from .labels import item_classes, item_numbers
 from .mlp import held_out_mlp
 from .pooling import TokenChoice, image_pixels, pool_items
-from .resample import Units, bootstrap_weights, percentile_interval, run_units, summarise_null
+from .probe_scores import Choices, ProbeScore, classes_of_units
+from .resample import Scheme, Units, run_units, summarise_null
 from .resample import shuffled as shuffle
 from .result import Result, adjusted, cannot_say, number_text, plain_json
 from .ridge import HeldOutRidge
@@ -171,6 +172,8 @@ def probe(
     model: ProbeModel = "ridge",
     tokens: TokenChoice = "auto",
     split: str = "auto",
+    scheme: Scheme = "auto",
+    choices: Choices = "all",
     random_run: Run | None = None,
     n_permutations: int | None = None,
     seed: int = 0,
@@ -186,6 +189,10 @@ def probe(
         model: "ridge" (closed form, penalty chosen on inner folds) or "mlp" (one hidden layer, early stopping).
         tokens: Which tokens stand for an item, see `pool_items`.
         split: What is held out as a whole: "auto" (episodes where there are any), "item", or a label ("scene").
+        scheme: How the target is shuffled, see `resample.shuffled`. Where several questions are asked of one picture,
+            "names" exchanges their answers: chance then holds what can be guessed from the picture alone.
+        choices: A class is chosen among "all", or among those of its "unit" (then units of one class are left out):
+            with `scheme="names"`, what all items of a unit share says nothing at all.
         random_run: The same items read by random weights: a control.
         n_permutations: Shuffles of the target behind the p-value; default 99 (ridge), 19 (mlp).
         seed: Seeds folds, shuffles and bootstrap.
@@ -210,7 +217,12 @@ def probe(
     else:
         items, y, outputs = item_numbers(run, names)
     units = run_units(run, items, split=split)
-    name = " + ".join(names)
+    if choices == "unit":
+        if kind != "class":
+            raise InputError("choices='unit' is a choice among classes; the target holds numbers.")
+        several = np.flatnonzero(classes_of_units(y, units).sum(1) > 1)
+        items, y, units = items[several], y[several], units.take(several)
+    name = " + ".join(names) + (f", among those of its {units.over}" if choices == "unit" else "")
     reason = _why_not(y, units)
     unit = "balanced accuracy" if kind == "class" else "R²"
     if reason:
@@ -226,6 +238,8 @@ def probe(
         outputs=outputs,
         is_class=kind == "class",
         model=model,
+        scheme=scheme,
+        choices=choices,
         controls=controls,
         site=site,
         target=name,
@@ -242,6 +256,8 @@ def probe_arrays(
     outputs: Sequence[str],
     is_class: bool = False,
     model: ProbeModel = "ridge",
+    scheme: Scheme = "auto",
+    choices: Choices = "all",
     controls: dict[str, NDArray[np.float32]] | None = None,
     site: str = "features",
     target: str = "target",
@@ -257,6 +273,8 @@ def probe_arrays(
         outputs: Name of each column of `y_nc`.
         is_class: Whether columns are class indicators.
         model: "ridge" or "mlp".
+        scheme: How the target is shuffled, see `probe`.
+        choices: What a class is chosen among, see `probe`.
         controls: Further features that are probed in the same way.
         site: Name of the features.
         target: Name of the target.
@@ -273,23 +291,29 @@ def probe_arrays(
         )
     folds = unit_folds(units, seed=seed)
     predict = _predictor(x, folds, model=model, seed=seed)
-    score = _Score(y, folds, units, is_class=is_class)
+    score = ProbeScore(y, folds, units, is_class=is_class, choices=choices)
     test, train = predict(score.inputs(y))
     value = score.test(y, test)
     apart = None
     if units.n < len(y):
         mixed = np.random.default_rng([seed, 5]).permutation(len(y)) % (int(folds.max()) + 1)
         guess = _predictor(x, mixed, model=model, seed=seed)(score.inputs(y))[0]
-        apart = _Score(y, mixed, units, is_class=is_class).test(y, guess)
+        apart = ProbeScore(y, mixed, units, is_class=is_class, choices=choices).test(y, guess)
     rng = np.random.default_rng([seed, 4])
-    others = [shuffle(y, units, rng=rng) for _ in range(n_permutations)]
+    labels = y.argmax(1) if is_class else y
+    others = [shuffle(labels, units, scheme=scheme, rng=rng) for _ in range(n_permutations)]
+    if is_class:
+        others = [np.eye(y.shape[1])[other] for other in others]
     null = [
         score.test(other, guess)
         for other, guess in zip(others, _shuffled_guesses(predict, others, score), strict=True)
     ]
     found = summarise_null(value, np.array(null))
-    beside = {"majority" if is_class else "mean predictor": 1 / y.shape[1] if is_class else 0.0}
-    beside["shuffled labels"] = found.null_mean
+    beside = {"mean predictor": 0.0}
+    if is_class:
+        allowed = np.ones_like(y) if score.allowed is None else score.allowed
+        beside = {"majority" if choices == "all" else "chance": float((1 / allowed.sum(1)).mean())}
+    beside["exchanged labels" if scheme == "names" else "shuffled labels"] = found.null_mean
     for control, values in (controls or {}).items():
         if np.ptp(values, axis=0).any():
             guess = _predictor(values, folds, model=model, seed=seed)(score.inputs(y))[0]
@@ -318,74 +342,6 @@ def probe_arrays(
     )
 
 
-class _Score:
-    """Scores of predictions: R² over the training folds' mean (averaged over outputs), or balanced accuracy."""
-
-    def __init__(
-        self, y: NDArray[np.float64], folds: NDArray[np.int64], units: Units, *, is_class: bool
-    ) -> None:
-        self.folds, self.units, self.is_class = folds, units, is_class
-        self.spread = np.where(y.std(0) > 0, y.std(0), 1.0)
-
-    def inputs(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what the model is fitted to: classes weigh the same, numbers have unit variance."""
-        return y / np.maximum(y.sum(0), 1) * len(y) if self.is_class else y / self.spread
-
-    def _errors(
-        self, y: NDArray[np.float64], guess: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        z = y / self.spread
-        base = np.empty_like(z)
-        for fold in np.unique(self.folds):
-            here = self.folds == fold
-            base[here] = z[~here].mean(0)
-        return (z - guess) ** 2, (z - base) ** 2
-
-    def test(self, y: NDArray[np.float64], guess: NDArray[np.float64]) -> float:
-        if self.is_class:
-            return balanced_accuracy(y.argmax(1), guess.argmax(1), n_classes=y.shape[1])
-        error, base = self._errors(y, guess)
-        return float(np.mean(1 - error.sum(0) / base.sum(0)))
-
-    def train(self, y: NDArray[np.float64], guess: NDArray[np.float64]) -> float:
-        if self.is_class:
-            return balanced_accuracy(y.argmax(1), guess.argmax(1), n_classes=y.shape[1])
-        z = y / self.spread
-        return float(np.mean(1 - ((z - guess) ** 2).sum(0) / ((z - z.mean(0)) ** 2).sum(0)))
-
-    def interval(
-        self, y: NDArray[np.float64], guess: NDArray[np.float64], *, seed: int
-    ) -> tuple[float, float] | None:
-        units = self.units
-        if self.is_class:
-            top, bottom = y * (y.argmax(1) == guess.argmax(1))[:, None], y
-        else:
-            top, bottom = self._errors(y, guess)
-        draws = bootstrap_weights(units.n, seed=seed)
-        tops, bottoms = (np.zeros((units.n, y.shape[1])) for _ in range(2))
-        np.add.at(tops, units.ids, top)
-        np.add.at(bottoms, units.ids, bottom)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            share = (draws @ tops) / (draws @ bottoms)
-        values = np.nanmean(share, axis=1) if self.is_class else 1 - share.mean(1)
-        return percentile_interval(values)
-
-    def per_output(
-        self, y: NDArray[np.float64], guess: NDArray[np.float64], outputs: Sequence[str]
-    ) -> dict[str, float]:
-        if self.is_class:
-            hit = y.argmax(1) == guess.argmax(1)
-            return {name: float(hit[y[:, j] > 0].mean()) for j, name in enumerate(outputs)}
-        error, base = self._errors(y, guess)
-        return {name: float(1 - error[:, j].sum() / base[:, j].sum()) for j, name in enumerate(outputs)}
-
-    def rmse(
-        self, y: NDArray[np.float64], guess: NDArray[np.float64], outputs: Sequence[str]
-    ) -> dict[str, tuple[float, float]]:
-        error, base = (np.sqrt(e.mean(0)) * self.spread for e in self._errors(y, guess))
-        return {name: (float(error[j]), float(base[j])) for j, name in enumerate(outputs)}
-
-
 def _predictor(x: NDArray[np.floating], folds: NDArray[np.int64], *, model: ProbeModel, seed: int) -> Predict:
     if model == "ridge":
         return HeldOutRidge(x, folds)
@@ -395,7 +351,7 @@ def _predictor(x: NDArray[np.floating], folds: NDArray[np.int64], *, model: Prob
 
 
 def _shuffled_guesses(
-    predict: Predict, others: Sequence[NDArray[np.float64]], score: _Score
+    predict: Predict, others: Sequence[NDArray[np.float64]], score: ProbeScore
 ) -> list[NDArray[np.float64]]:
     """Return test predictions of shuffled targets; ridge fits them all at once, as columns."""
     inputs = [score.inputs(other) for other in others]
