@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .engine import BlockReport, CaptureJob, Engine, open_engine
+from .choose import open_engine
+from .engine import BlockReport, CaptureJob, Engine
 from .local import LocalEngine
 from .ray import RayEngine
 

@@ -9,16 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ...errors import InputError, nearest_text
-
 if TYPE_CHECKING:
     from ...items.item import ItemSource
     from ...models import Model
 
 B = TypeVar("B")
 R = TypeVar("R")
-
-ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,32 +103,3 @@ class Engine(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def open_engine(engine: str | Engine = "local", *, n_workers: int | None = None) -> Engine:
-    """Return an engine by name, "local" or "ray"; an engine is returned as it is.
-
-    Args:
-        engine: Name or engine.
-        n_workers: Ray only: workers that hold a model each; None takes one per GPU or node.
-
-    Raises:
-        InputError: no such engine, or workers for an engine that has none.
-        MissingExtraError: Ray is not installed.
-    """
-    from .local import LocalEngine
-    from .ray import RayEngine
-
-    if isinstance(engine, Engine):
-        return engine
-    if engine == "ray":
-        return RayEngine(n_workers=n_workers)
-    if engine != "local":
-        raise InputError(
-            f"there is no engine '{engine}'; choose one of {', '.join(ENGINES)}.{nearest_text(engine, ENGINES)}"
-        )
-    if n_workers not in (None, 1):
-        raise InputError(
-            f"got {n_workers} workers for the engine 'local', which is this one process; choose the engine 'ray'."
-        )
-    return LocalEngine()
