@@ -14,8 +14,8 @@ from torch import nn
 from vlascope.errors import InputError, ModelNotFoundError, SiteNotFoundError
 from vlascope.items.item import Item
 from vlascope.models import Grid, families, load, wrap
+from vlascope.models.checkpoint import read_assets
 from vlascope.models.family import Family, register
-from vlascope.models.loading import read_assets
 from vlascope.models.normalizer import datasets
 
 

@@ -155,6 +155,6 @@ def test_what_the_hub_refuses_comes_with_the_next_step(monkeypatch, message, ste
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
     # config.json is asked for first; without a network the hub's own retries take half a minute.
-    monkeypatch.setattr("vlascope.models.loading._asset", lambda *args, **options: None)
+    monkeypatch.setattr("vlascope.models.checkpoint.beside_weights", lambda *args, **options: None)
     with pytest.raises(ModelNotFoundError, match=step):
         load("a/b")

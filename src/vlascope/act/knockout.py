@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import HookNotFiredError, InputError
-from ..models.attention import _eager, query_site
+from ..models.attention import eager_attention, query_site
 from ..models.layout import KINDS
 from .edits import Where, check_where, tokens_at
 
@@ -87,7 +87,7 @@ class CutAttention:
             n_passes[0] += 1
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_eager(model.module))
+            stack.enter_context(eager_attention(model.module))
             stack.callback(model.module.get_submodule(paths[0][0]).register_forward_pre_hook(count).remove)
             for path, n_heads in paths:
                 handle = model.module.get_submodule(path).register_forward_pre_hook(

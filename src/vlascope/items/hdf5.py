@@ -15,7 +15,7 @@ from ..errors import InputError, ItemError, ItemNotFoundError, missing_extra
 from ..files import content_hash
 from ._lru import Lru
 from .frames import EpisodicSource
-from .images import _short_names, file_facts, find_files, natural_key
+from .images import file_facts, find_files, natural_key, short_names
 from .item import Item, OnError, Scalar
 from .rlds import choose_cameras
 
@@ -77,7 +77,7 @@ class Hdf5Source(EpisodicSource):
             raise ItemError(f"no demonstration can be read: {self.skipped[0].reason}")
         self.cameras = choose_cameras(camera, dict.fromkeys(self.all_cameras), name=str(self._places[0][0]))
         self.name = self.paths[0].stem if len(self.paths) == 1 else f"{len(self.paths)} files"
-        short = _short_names(self.paths)
+        short = short_names(self.paths)
         prefix = (lambda path: "") if len(self.paths) == 1 else (lambda path: f"{short[path]}/")
         self._set_episodes([prefix(path) + demo for path, demo in self._places], lengths)
 

@@ -182,7 +182,7 @@ class ImageList(ItemSource):
         if not self.images:
             raise ItemError(f"none of the {len(images)} images is there: {self.skipped[0].reason}")
         paths = [image for image in self.images if isinstance(image, Path)]
-        id_from_path = _short_names(paths)
+        id_from_path = short_names(paths)
         self.item_ids = [
             id_from_path[x]
             if isinstance(x, Path)
@@ -273,7 +273,7 @@ def _checked(image: Any, place: int) -> Path | NDArray[np.uint8] | PILImage | It
     )
 
 
-def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
+def short_names(paths: Sequence[Path]) -> dict[Path, str]:
     """Return for each path its file name, with parents in front as far as needed to be unique."""
     names: dict[Path, str] = {}
     left, depth = list(dict.fromkeys(paths)), 1

@@ -12,7 +12,7 @@ from ..errors import ItemError, ItemNotFoundError
 from ..files import content_hash
 from ._video import VideoReader, reader_pool
 from .frames import FrameSource
-from .images import _short_names, file_facts
+from .images import file_facts, short_names
 from .item import Item, OnError
 
 
@@ -57,7 +57,7 @@ class VideoSource(FrameSource):
         if not self.paths:
             raise ItemError(f"none of the {len(files)} videos can be read: {self.skipped[0].reason}")
         self.name = self.paths[0].stem if len(self.paths) == 1 else f"{len(self.paths)} videos"
-        self._names = _short_names(self.paths)
+        self._names = short_names(self.paths)
         self._times = [times for times, _ in facts]
         self.fps = facts[0][1]
         self._starts = np.cumsum([0, *(len(times) for times in self._times)])

@@ -16,8 +16,9 @@ from .sites import Site, resolve
 
 if TYPE_CHECKING:
     from .batch import Batch, Response
+    from .checkpoint import embedded
     from .family import Family
-    from .loading import embedded, load, wrap
+    from .loading import load, wrap
     from .model import Model
     from .policy import VLAPolicy
 
@@ -27,7 +28,7 @@ _LAZY = {
     "Family": "family",
     "Model": "model",
     "VLAPolicy": "policy",
-    "embedded": "loading",
+    "embedded": "checkpoint",
     "load": "loading",
     "wrap": "loading",
 }

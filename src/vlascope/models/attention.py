@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .batch import Batch, Rows
-from .hooks import _read as view
+from .hooks import read_at
 from .sites import Site
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def recording(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, lis
         return eager
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_eager(module))
+        stack.enter_context(eager_attention(module))
         for scope in {id(s): s for s in map(_scope, modules.values()) if s is not None}.values():
             original = scope[_EAGER]
             scope[_EAGER] = wrapped(original)
@@ -187,7 +187,7 @@ def _scope(attention: nn.Module) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _eager(module: nn.Module) -> Iterator[None]:
+def eager_attention(module: nn.Module) -> Iterator[None]:
     """Let all parts of a transformers model compute with eager attention."""
     configs = {id(c): c for m in module.modules() if (c := getattr(m, "config", None)) is not None}
     key = "_attn_implementation_internal"  # the public property would also overwrite the sub-configurations
@@ -238,7 +238,7 @@ def _unpacked(calls: list[Tensor], site: Site, places: Sequence[Rows]) -> list[T
     # One block per row of each call: a tile, an image, or a window of one.
     whole = block_diagonal([row for call in calls for row in call])
     index = torch.arange(whole.shape[-1], device=whole.device)[:, None]
-    order = view(index, site)[..., 0]  # [b, t]: where the module keeps each token of the layout
+    order = read_at(index, site)[..., 0]  # [b, t]: where the module keeps each token of the layout
     out = []
     for item in places:
         chosen = torch.cat([order[row, first:last] for row, first, last in item])
@@ -286,7 +286,7 @@ def _recomputed(model: Model, batch: Batch, q_site: Site) -> list[Tensor]:
         # Eager, because only then a mask is spelt out as a tensor.
         # In rows as the module has them, tiles of one image apart.
         rows = [replace(site, packing=None) for site in (q_site, k_site)]
-        with _eager(model.module), model._hooks.reading(rows) as calls:
+        with eager_attention(model.module), model._hooks.reading(rows) as calls:
             model._run(batch, [q_site, k_site])
     finally:
         handle.remove()

@@ -188,10 +188,10 @@ def _serve(point: _Point, value: Any) -> Any:
     point.n_calls += 1
     for site, edit in point.edits:
         if site.call is None or site.call == call % site.n_calls:
-            tensor = _write(tensor, edit(_read(tensor, site), call), site)
+            tensor = _write(tensor, edit(read_at(tensor, site), call), site)
     for site, read in point.readers:
         if site.repeats != "steps" or _step_read(site) == call % site.n_calls:
-            read(_read(tensor, site))
+            read(read_at(tensor, site))
     if tensor is before:
         return None
     if any(site.in_place for site, _ in point.edits):
@@ -204,7 +204,7 @@ def _step_read(site: Site) -> int:
     return site.n_calls - 1 if site.call is None else site.call
 
 
-def _read(tensor: Tensor, site: Site) -> Tensor:
+def read_at(tensor: Tensor, site: Site) -> Tensor:
     """Return the [b, t, d] view of a site in its module's tensor."""
     if site.windows is not None:
         tensor = site.windows.unfold(tensor)
@@ -231,7 +231,7 @@ def _read(tensor: Tensor, site: Site) -> Tensor:
 
 def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
     """Put an edited [b, t, d] view back; returns `tensor` itself when nothing was changed."""
-    old = _read(tensor, site)
+    old = read_at(tensor, site)
     if new.shape != old.shape:
         raise InputError(
             f"the edit of site '{site.name}' returned shape {tuple(new.shape)}; need {tuple(old.shape)}."
@@ -240,7 +240,7 @@ def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
         return tensor  # the edit returned its input (or changed it in place)
     new = new.to(tensor.dtype)
     if site.channels is not None:
-        whole = _read(tensor, _whole(site)).clone()
+        whole = read_at(tensor, _whole(site)).clone()
         whole[..., slice(*site.channels)] = new
         new = whole
     if site.windows is not None:

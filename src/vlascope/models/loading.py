@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,23 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, MissingExtraError, ModelNotFoundError, nearest_text
-from .family import Assets, Family, families, family_of, family_of_module
-from .foreign import advice
+from ..errors import InputError, ModelNotFoundError
+from .checkpoint import explained, find_checkpoint, read_assets, read_config
+from .family import Assets, Family, family_of, family_of_module
 from .layout import Grid
 from .model import Model
-from .normalizer import policy_stats, policy_tokenizer
 from .placement import check_accepts, input_device, placement
 
 SMALL_PARAMETERS = 50_000_000
 """Models up to this size compute in float32 everywhere unless asked otherwise: it costs them little."""
-
-_WEIGHTS = Path(__file__).parent / "weights"
-
-
-def embedded() -> dict[str, Path]:
-    """Return the models that travel with the package: name -> folder."""
-    return {path.parent.name: path.parent for path in sorted(_WEIGHTS.glob("*/config.json"))}
 
 
 def load(
@@ -78,14 +68,14 @@ def load(
         assets = read_assets(processor, revision=revision) if processor is not None else Assets()
         return _finish(module, family, assets, name=name, revision="memory", device=device, dtype=dtype)
     name = str(name_or_path_or_module)
-    source, kind = _find(name)
-    config = _read_config(name, source, kind, revision=revision, trust_remote_code=trust_remote_code)
+    source, kind = find_checkpoint(name)
+    config = read_config(name, source, kind, revision=revision, trust_remote_code=trust_remote_code)
     family = family_of(config.model_type, name=name)
     check_accepts(family, place)
     options = {"config": config, "revision": revision, "trust_remote_code": trust_remote_code}
     if place:
         options["placement"] = place
-    with _explained(name, kind), _quiet(kind != "hub"):
+    with explained(name, kind), _quiet(kind != "hub"):
         module, account = family.load_module(source, dtype=wanted, **options)
         if dtype == "auto" and wanted != torch.float32 and _size(module) <= SMALL_PARAMETERS:
             module, account = family.load_module(source, dtype=torch.float32, **options)
@@ -155,142 +145,6 @@ def wrap(
     )
 
 
-def read_assets(source: Any, *, revision: str | None = None, trust_remote_code: bool = False) -> Assets:
-    """Return what lies beside a checkpoint's weights.
-
-    Args:
-        source: A folder, a hub name, a transformers processor, image processor or tokenizer, LeRobot's processor
-            pipeline, or {"tokenizer": a tokenizer or a name, "norm_stats": {...}}.
-        revision: Of a hub checkpoint.
-        trust_remote_code: As for `load`.
-    """
-    if not isinstance(source, (str, Path)):
-        image = getattr(source, "image_processor", source if hasattr(source, "image_mean") else None)
-        tokenizer = getattr(source, "tokenizer", source if hasattr(source, "convert_ids_to_tokens") else None)
-        if isinstance(source, Mapping):
-            tokenizer = source.get("tokenizer")
-            if isinstance(tokenizer, (str, Path)):
-                tokenizer = read_assets(tokenizer, trust_remote_code=trust_remote_code).tokenizer
-        chat = getattr(source, "chat_template", None)
-        config = image.to_dict() if image is not None else {}
-        tokenizer = tokenizer if tokenizer is not None else policy_tokenizer(source)
-        stats = policy_stats(source)
-        return Assets(image_config=config, tokenizer=tokenizer, chat_template=chat, stats=stats)
-    from transformers import AutoTokenizer
-
-    def read(file_name: str) -> Any:
-        path = _asset(str(source), file_name, revision=revision)
-        return json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-
-    processor_config = read("processor_config.json")
-    image_config = processor_config.get("image_processor") or read("preprocessor_config.json")
-    image_config = (
-        image_config or processor_config.get("video_processor") or read("video_preprocessor_config.json")
-    )
-    has_tokenizer = any(
-        _asset(str(source), file_name, revision=revision) is not None
-        for file_name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    )
-    tokenizer = None
-    if has_tokenizer:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(source), revision=revision, trust_remote_code=trust_remote_code
-        )
-    chat = read("chat_template.json").get("chat_template")
-    stats = policy_stats(processor_config)
-    return Assets(image_config=image_config, tokenizer=tokenizer, chat_template=chat, stats=stats)
-
-
-def _find(name: str) -> tuple[str, str]:
-    """Return (where the checkpoint is, "embedded" | "local" | "hub")."""
-    if name in embedded():
-        return str(embedded()[name]), "embedded"
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            inside = sorted(p.name for p in path.iterdir())[:5]
-            raise ModelNotFoundError(
-                f"the folder '{name}' holds no model: there is no config.json (it has "
-                f"{', '.join(inside) or 'nothing'}). Name a folder written by save_pretrained()."
-            )
-        return str(path), "local"
-    if path.is_file():
-        raise ModelNotFoundError(
-            f"'{name}' is a file; need the folder that holds config.json and the weights. For a bare state "
-            "dictionary, build the module yourself and use vlascope.wrap()."
-        )
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if not looks_like_path and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return name, "hub"
-    known = [*embedded(), *(example for family in families().values() for example in family.examples)]
-    what = "no folder of that name exists" if looks_like_path else "it is no embedded model and no folder"
-    raise ModelNotFoundError(
-        f"cannot find the model '{name}': {what}.{nearest_text(name, known)} List all with `vlascope models`; "
-        "a hub name has the form owner/name."
-    )
-
-
-def _read_config(name: str, source: str, kind: str, *, revision: str | None, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
-    with _explained(name, kind):
-        path = _asset(source, "config.json", revision=revision)
-        # Asked first: transformers would guess a type from a name that has "pi0" in it.
-        given = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-        if other := advice(given, name=name):
-            raise ModelNotFoundError(other)
-        try:
-            return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-        except ImportError as error:
-            # Configurations of timm's checkpoints are read with timm itself.
-            reason = " ".join(str(error).split())
-            raise MissingExtraError(
-                f"the configuration of '{name}' needs a package that cannot be imported: {reason} timm also needs the "
-                "torchvision of your PyTorch's release. Or build the module yourself and use vlascope.wrap()."
-            ) from error
-
-
-class _explained:
-    """Turn what transformers and the hub raise into one message with the next step."""
-
-    def __init__(self, name: str, kind: str) -> None:
-        self.name, self.kind = name, kind
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _type: Any, error: BaseException | None, _trace: Any) -> None:
-        if not isinstance(error, (OSError, ValueError)) or isinstance(error, ModelNotFoundError):
-            return
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        if "contains custom code" in str(error):
-            raise ModelNotFoundError(
-                f"the model '{self.name}' runs code that comes with its checkpoint. If you trust its authors, load "
-                "it with trust_remote_code=True."
-            ) from error
-        if self.kind != "hub":
-            raise ModelNotFoundError(f"cannot load the model in '{self.name}': {reason}") from error
-        text = f"{error} {error.__cause__}".lower()
-        known = [example for family in families().values() for example in family.examples]
-        page = f"https://huggingface.co/{self.name}"
-        if "gated" in text or "403" in text:
-            step = f"Ask for access at {page}, then run `hf auth login` (or set HF_TOKEN)."
-        elif "not a valid git identifier" in text:
-            step = f"Choose a branch, tag or commit that is listed at {page}/tree/main."
-        elif "not a valid model identifier" in text or "404" in text or "401" in text:
-            # The hub answers 401, not 404, for names that do not exist, as it does for private ones.
-            step = f"Check the spelling; for a private model run `hf auth login`.{nearest_text(self.name, known)}"
-        elif "does not appear to have a file named" in text:
-            step = f"Look at {page}/tree/main for the files; vlascope reads safetensors beside a config.json."
-        else:
-            step = (
-                "Without a network, download it elsewhere (`hf download "
-                f"{self.name} --local-dir FOLDER`) and give the folder, or use an embedded model: "
-                f"{', '.join(embedded()) or 'none installed'}."
-            )
-        raise ModelNotFoundError(f"cannot load '{self.name}' from the hub: {reason} {step}") from error
-
-
 @contextlib.contextmanager
 def _quiet(active: bool) -> Iterator[None]:
     """Keep transformers from drawing a bar while it reads weights that lie on this machine."""
@@ -304,19 +158,6 @@ def _quiet(active: bool) -> Iterator[None]:
     finally:
         if active and was_enabled:
             logging.enable_progress_bar()
-
-
-def _asset(source: str, file_name: str, *, revision: str | None) -> Path | None:
-    """Return the local copy of a file beside the weights, or None when the checkpoint has none."""
-    folder = Path(source)
-    if folder.is_dir():
-        path = folder / file_name
-        return path if path.is_file() else None
-    from transformers.utils.hub import cached_file
-
-    with _explained(source, "hub"):
-        found = cached_file(source, file_name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
 
 
 def _finish(

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ..errors import ModelNotFoundError
+from .checkpoint import explained, find_checkpoint, read_assets, read_config
 from .family import family_of
-from .loading import _explained, _find, _read_config, read_assets
 from .model import Model
 
 
@@ -26,12 +26,12 @@ def skeleton(name: str, *, revision: str | None = None, trust_remote_code: bool 
 
     Cost: a config.json and a tokenizer instead of the weights; no memory for parameters.
     """
-    source, kind = _find(name)
-    config = _read_config(name, source, kind, revision=revision, trust_remote_code=trust_remote_code)
+    source, kind = find_checkpoint(name)
+    config = read_config(name, source, kind, revision=revision, trust_remote_code=trust_remote_code)
     family = family_of(config.model_type, name=name)
-    with _explained(name, kind):
+    with explained(name, kind):
         cls = family.module_class(config, source=source, trust_remote_code=trust_remote_code)
-    with _explained(name, kind), torch.device("meta"):
+    with explained(name, kind), torch.device("meta"):
         module = _built(cls, config, name=name, trust_remote_code=trust_remote_code)
     return Model(
         module,
