@@ -180,6 +180,34 @@ def test_watching_step_by_step_equals_scoring_the_episode(monitor, wrong, detect
     assert vetoed
 
 
+@pytest.mark.parametrize("rule", ["cusum", "both"])
+def test_what_lasts_adds_up_over_the_steps_of_an_episode(monitor, wrong, rule):
+    table, items = wrong.tokens("vision"), episodes_of(wrong)[0]
+    tokens = [{SITE: np.asarray(wrong.acts(SITE)[table.rows_of(int(i))])} for i in items]
+    fitted = monitor.use("sae")
+    limits = fitted.thresholds["pick|main"]
+    rise = monitor.frame_scores(
+        monitor.patch_scores(np.stack([one[SITE][monitor.patches.position] for one in tokens])), camera=0
+    )
+    each = (rise[ONSET:] - limits.mean) / limits.deviation - 1
+    assert (each > 0).all()
+    # No single step reaches this limit; the third one in a row does.
+    limit = float(each[:2].sum() + 0.5 * each[2])
+    assert limit > each.max()
+    slow = replace(limits, frame=np.inf, cusum=limit, frame_half=np.inf, cusum_half=limit)
+    patient = replace(
+        monitor, fitted={"sae": replace(fitted, thresholds=dict.fromkeys(fitted.thresholds, slow))}
+    )
+    assert slow.first_alarm(rise, rule=rule) == ONSET + 2
+    watcher = patient.watcher(rule=rule)
+    for _ in range(2):  # the second time, nothing is left of the first
+        watcher.start("pick", "main")
+        vetoes = [watcher.watch(step, one) for step, one in enumerate(tokens[: ONSET + 3])]
+        assert [veto is not None for veto in vetoes] == [False] * (ONSET + 2) + [True]
+        last = vetoes[-1]
+        assert last is not None and last.details["rule"] == "cusum" and "adds up to" in last.reason
+
+
 def test_a_saved_monitor_is_the_same_and_refuses_what_does_not_belong(monitor, checkpoint, wrong, tmp_path):
     path = save_monitor(monitor, tmp_path / "m", checkpoint=checkpoint)
     again = load_monitor(path)
