@@ -24,6 +24,7 @@ from vlascope.act.monitor_evaluate import (
 from vlascope.act.monitor_fit import deal, fit_monitor
 from vlascope.act.monitor_report import score_run
 from vlascope.act.monitor_store import DICTIONARY_NAME, MONITOR_NAME, TENSORS_NAME, load_monitor, save_monitor
+from vlascope.act.monitor_thresholds import conformal_threshold
 from vlascope.act.watcher import Watcher
 from vlascope.cli import main
 from vlascope.errors import InputError, RunNotFoundError, RunVersionError, SiteNotFoundError
@@ -178,6 +179,44 @@ def test_watching_step_by_step_equals_scoring_the_episode(monitor, wrong, detect
             assert veto.details["realised_false_alarms"]["n"] > 0 and "stated 10.0%" in veto.reason
             json.dumps(dict(veto.details), allow_nan=False)
     assert vetoed
+
+
+def test_limits_are_those_of_each_task_and_camera_at_its_share_of_the_rate(folder, checkpoint):
+    run = Run.open(folder / "clean")
+    table = run.tokens("vision")
+    table.camera = np.where(table.col > 2, 1, 0).astype(
+        np.int16
+    )  # the right of each picture is another camera's
+    fitted = fit_monitor(run, checkpoint, alpha=0.1, quiet=True)
+    assert fitted.camera_alpha == 0.05
+    groups = episodes_of(run)
+    tasks = [run.items[int(group[0])].labels["sim_task"] for group in groups]
+    parts = deal(run, checkpoint, groups, tasks, shares=(0.3, 0.4, 0.3), seed=0)
+    for detector in ("sae", "pca"):
+        use = fitted.use(detector)
+        assert set(use.thresholds) == {f"{t}|{c}" for t in TASKS for c in ("main", "wrist")}
+        for task in TASKS:
+            for camera, name in enumerate(("main", "wrist")):
+                frames = [
+                    fitted.frame_scores(
+                        fitted.patch_scores(
+                            episode_tokens(run, SITE, groups[i], fitted.patches), detector=detector
+                        ),
+                        camera=camera,
+                    )
+                    for i in (*parts[1], *parts[2])
+                    if tasks[i] == task
+                ]
+                n = sum(tasks[i] == task for i in parts[1])
+                limits = use.thresholds[f"{task}|{name}"]
+                assert limits.n_episodes == n == 22
+                expected = conformal_threshold(np.array([max(one) for one in frames[:n]]), alpha=0.05)
+                assert limits.frame == pytest.approx(expected, rel=1e-4)
+                rate = use.realised[f"{task}|{name}"]["frame"]
+                assert (rate.alarms, rate.n) == (
+                    sum(max(one) > limits.frame for one in frames[n:]),
+                    len(frames) - n,
+                )
 
 
 @pytest.mark.parametrize("rule", ["cusum", "both"])

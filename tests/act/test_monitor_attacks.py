@@ -100,6 +100,10 @@ def test_an_injected_direction_moves_tokens_along_it(model, source):
     direction = trojan_direction(model, site="vision.1", toward=items[:1], away=items[1:])
     assert direction.shape == (128,) and direction.norm() > 0
     assert torch.equal(trojan_direction(model, site="vision.1", toward=items, away=items), direction * 0)
+    batch = model.prepare(items)
+    values, layouts = model.capture(batch, "vision.1")["vision.1"], batch.layouts["vision"]
+    rows = [x[torch.from_numpy(one.is_kind("patch"))] for x, one in zip(values, layouts, strict=True)]
+    torch.testing.assert_close(direction, rows[0].mean(0) - torch.cat(rows[1:]).mean(0), rtol=1e-4, atol=1e-4)
     batch = model.prepare(items[:1])
     before = model.capture(batch, "vision.1")["vision.1"][0]
     with model.edit("vision.1", injection(direction, strength=0.5)):

@@ -39,6 +39,7 @@ def test_thresholds_are_order_statistics():
     maxima = np.arange(19.0)
     assert conformal_threshold(maxima, alpha=0.05) == 18
     assert conformal_threshold(maxima, alpha=0.1) == 17
+    assert conformal_threshold(np.arange(20.0), alpha=0.5) == 10, "the 11th of 20: 10 of 21 exceed it"
     assert [episodes_needed(a) for a in (0.05, 0.1, 0.5, 0.01)] == [19, 9, 1, 99]
     with pytest.raises(InputError, match="needs at least 19"):
         conformal_threshold(maxima[:18], alpha=0.05)
@@ -61,6 +62,24 @@ def test_calibration_says_what_it_cannot_do():
         calibrate([np.ones(3)] * 20, alpha=0.05)
     with pytest.raises(InputError, match="unknown rule"):
         limits.over(episodes[0], rule="vibes")  # type: ignore[arg-type]
+
+
+def test_limits_are_those_of_the_highest_of_each_episode():
+    rng = np.random.default_rng(4)
+    episodes = [rng.normal(size=rng.integers(2, 9)) for _ in range(43)]
+    limits = calibrate(episodes, alpha=0.1)
+    flat = np.concatenate(episodes)
+    highest: list[float] = []
+    for one in episodes:
+        total, sums = 0.0, []
+        for score in one:
+            total = max(0.0, total + (score - flat.mean()) / flat.std() - 1)
+            sums.append(total)
+        highest.append(max(sums))
+    frames, sums = sorted(max(one) for one in episodes), sorted(highest)
+    # Of 44 exchangeable episodes, 4 exceed the 40th smallest of the others, 2 the 42nd.
+    assert limits.frame == frames[39] and limits.cusum == pytest.approx(sums[39], rel=1e-12)
+    assert limits.frame_half == frames[41] and limits.cusum_half == pytest.approx(sums[41], rel=1e-12)
 
 
 def test_both_rules_together_keep_the_rate():
