@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,11 +14,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, VlascopeError
 from ..files import new_folder, write_json
+from .kernel import as_tensor, compile_for, cosines
 from .workers import each_with_torch
 
 if TYPE_CHECKING:
-    import torch
-
     from ..runs import Run
 
 SKETCH_WIDTH = 32
@@ -90,7 +88,7 @@ class SiteFeatures:
             return self._measured
 
     def exact(self, row: int) -> NDArray[np.float32]:
-        """Return the cosine of every token of the site with one of them, float32 [n] in [-1, 1]; NaN-free.
+        """Return the cosine of every token of the site with one of them, float32 [n] in [-1, 1].
 
         Args:
             row: Row of `run.acts(site)`.
@@ -100,34 +98,20 @@ class SiteFeatures:
 
         Cost: one pass over the stored activations.
         """
-        import torch
-
         known = self.prepare()
         query = self._query(row, known)
-        mean = torch.from_numpy(known.mean)
-        # q is rounded to the stored type, so the same rounded q must multiply the mean. The constant goes into the
-        # sum before the result is rounded: then the error is relative to the centred product.
-        q = query.to(getattr(torch, self._dtype))
-        constant = -(mean @ q.float())
-        offset = constant.to(q.dtype)
-        left = float(constant - offset.float())
-        out = np.empty(len(self.acts), np.float32)
+        return cosines(
+            self._chunks(),
+            query,
+            dtype=self._dtype,
+            constant=float(known.mean.astype(np.float64) @ query),
+            norms_n=known.norms,
+            go_on=self._go_on,
+        )
 
-        def fill(task: tuple[int, NDArray[Any]]) -> None:
-            self._go_on()
-            start, block = task
-            x = _tensor(block, self._dtype)
-            if x.dtype is torch.bfloat16:
-                # As a matrix of one column it is multiplied with the processor's own bfloat16 instructions, where it
-                # has them: 27 instead of 43 ms of processor time for 150,000 x 768.
-                product = torch.addmm(offset.expand(len(x), 1), x, q[:, None])[:, 0]
-            else:
-                product = torch.addmv(offset.expand(len(x)), x, q)
-            part = slice(start, start + len(x))
-            out[part] = _cosine((product.float() + left).numpy(), known.norms[part])
-
-        each_with_torch(fill, self._chunks())
-        return out
+    def compile(self) -> None:
+        """Compile what `exact` needs, see `kernel.compile_for`."""
+        compile_for(self._dtype)
 
     def _chunks(self, n_rows: int = CHUNK_ROWS) -> Iterator[tuple[int, NDArray[Any]]]:
         at = 0
@@ -161,13 +145,11 @@ class SiteFeatures:
         if not 0 <= row < len(self.acts):
             raise InputError(f"site '{self.site}' has no token {row}; it has {len(self.acts)}, from 0 on.")
 
-    def _query(self, row: int, known: _Measured) -> torch.Tensor:
-        import torch
-
+    def _query(self, row: int, known: _Measured) -> NDArray[np.float32]:
         self._check(row)
         centred = self.acts[row].astype(np.float32) - known.mean
         length = float(np.linalg.norm(centred))
-        return torch.from_numpy(centred / max(length, 1e-30))
+        return centred / np.float32(max(length, 1e-30))
 
     def _measure(self, folder: Path, params: dict[str, Any]) -> None:
         import torch
@@ -189,7 +171,7 @@ class SiteFeatures:
             def fill(task: tuple[int, NDArray[Any]]) -> None:
                 self._go_on()
                 start, block = task
-                x = _tensor(block, self._dtype).float() - mean  # never in place: float32 is not copied
+                x = as_tensor(block, self._dtype).float() - mean  # never in place: float32 is not copied
                 length = x.norm(dim=1)
                 part = slice(start, start + len(x))
                 norms[part] = length.numpy()
@@ -305,25 +287,3 @@ def _products(
         product = np.asarray(rows_nd[part] @ query_d, np.float32)
         out[part] = to_bytes(_cosine(product, None if norms_n is None else norms_n[part]))
     return out
-
-
-def _tensor(block: NDArray[Any], dtype: str) -> torch.Tensor:
-    """Return a block of a memory map as a tensor of its stored type, without a copy."""
-    import torch
-
-    _allow_read_only()
-    # bfloat16 is stored as uint16; int16 has the same bits and is known to all releases of torch.
-    tensor = torch.from_numpy(block.view(np.int16) if dtype == "bfloat16" else block)
-    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
-
-
-@lru_cache(maxsize=1)
-def _allow_read_only() -> None:
-    """Let torch say once, unheard, that it may not write to a memory map; nobody here does."""
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        values = np.zeros(1, np.float32)
-        values.flags.writeable = False
-        torch.from_numpy(values)

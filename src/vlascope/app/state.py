@@ -94,6 +94,9 @@ class State:
     def prepare_all(self) -> None:
         """Measure all sites, those first that are shown first; meant for a thread beside the server."""
         for book in self.books:
+            for features in book.features.values():
+                features.compile()
+        for book in self.books:
             first = book.describe()["default_site"]
             for site in sorted(book.features, key=lambda name: name != first):
                 try:
@@ -165,16 +168,17 @@ class State:
                 values = to_bytes(self._exactly(other, name, row))
             else:
                 values = features.sketched_bytes(row)
-            return values[other.cut.parts[name].token_rows]
+            rows = other.cut.parts[name].token_rows
+            return values if len(rows) == len(values) else values[rows]  # rows are in order, each once
 
-        # Exact products use all cores by themselves; sketches are too small for that.
-        own = [one for one in asked if one[:2] == (book, site)]
-        arrays = [answer(one) for one in asked] if is_exact else each(answer, asked)
         rank = None
+        own = [one for one in asked if one[:2] == (book, site)]
         if own and not is_exact:
             ((_, _, row),) = own
             exact, some = self._exactly(book, site, row), sample_rows(len(book.features[site].acts))
             rank = round(rank_correlation(exact[some], book.features[site].sketched(row, rows=some)), 4)
+        # Exact products use all cores by themselves; sketches are too small for that.
+        arrays = [answer(one) for one in asked] if is_exact else each(answer, asked)
         parts = [(other, name) for other, name, _ in asked]
         return {
             "method": "features",
