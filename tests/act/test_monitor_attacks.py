@@ -77,6 +77,8 @@ def test_an_adversarial_patch_makes_the_answer_unlikely(model, source):
     changed = (found.item.image != item.image).any(2)
     assert (changed <= found.mask).all() and changed.sum() > 0.9 * found.mask.sum()
     assert found.mask.sum() == 32 * 32 and found.moved >= 0
+    # What is told is the loss of the picture that is returned, so that its pixels lie within 0..255.
+    assert float(answer_loss(model, found.item, reply)) == pytest.approx(found.loss[-1], rel=1e-4)
     again = pgd_patch(model, item, box=BOX, n_steps=6, seed=0)
     np.testing.assert_array_equal(again.item.image, found.item.image)
     aim = replace(reply, token_ids=(*reply.token_ids[:-1], found.before.token_ids[0]))

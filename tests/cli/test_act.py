@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vlascope import items
 from vlascope.act import SteerDirection, load_direction, save_direction
 from vlascope.cli import main
+from vlascope.cli._items import open_both
+from vlascope.cli.cut import spread
+from vlascope.cli.steer import Args as SteerArgs
 from vlascope.errors import InputError, RunVersionError
 from vlascope.models import load
 from vlascope.sim.episode import MAX_STEPS
@@ -40,6 +44,22 @@ def test_steer_between_words_and_keep_the_direction(capsys, tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be read"):
         load_direction(path, model=model)
+
+
+def test_items_without_the_word_give_way_to_others(capsys):
+    few = ("mini-vla", "demo:pick", "--items", "4", "-q", "--device", "cpu", "--site", "language.1")
+    once = ("--strengths", "1", "--controls", "1")
+    source = items("demo:pick")
+    # Two in three are about a blue object, so that four items spread over all of them hold one or two red ones.
+    assert sum("red" in (source[i].prompt or "") for i in spread(len(source), 4)) < 4
+    facts = told(capsys, "steer", *few, "--words", "red", "blue", *once)
+    assert facts["n_items"] == 4
+    args = SteerArgs(model="mini-vla", data="demo:pick", items=4, device="cpu", quiet=True)
+    _, chosen = open_both(args, keep=lambda item: "red" in (item.prompt or ""))
+    assert [one.prompt for one in chosen] == ["pick up the red fragile object"] * 4
+    assert len({one.item_id for one in chosen}) == 4
+    _, unable = open_both(args, keep=lambda item: False)
+    assert [one.item_id for one in unable] == [source[i].item_id for i in spread(len(source), 4)]
 
 
 def test_directions_of_newer_versions_and_functions_are_refused(tmp_path, monkeypatch):

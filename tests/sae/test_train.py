@@ -417,8 +417,14 @@ def test_random_prefixes_are_the_same_after_a_restart():
     config, train = SAEConfig(d_in=23, n_latents=50, k=4, random_prefixes=4), TrainConfig(batch=128)
     data = [tokens(128) for _ in range(8)]
     whole, first = (SAETrainer(config, train, n_steps=8, sample_td=data[0]) for _ in range(2))
+    drawn: list[tuple[int, ...]] = []
     for x in data:
-        whole.step(x)
+        widths, weights = whole._levels()
+        assert widths is not None and weights is not None and len(weights) == len(widths) <= 4
+        assert int(widths[-1]) == 50 and (widths.diff() > 0).all() and int(widths[0]) >= 1
+        drawn.append(tuple(widths.tolist()))
+        assert len(whole.step(x).level_fvu) == len(widths), "these are the levels of the step"
+    assert len(set(drawn)) >= 7, "each step draws its own"
     for x in data[:5]:
         first.step(x)
     second = SAETrainer(config, train, n_steps=8, sample_td=data[0])

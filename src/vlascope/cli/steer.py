@@ -14,6 +14,7 @@ from ._main import OK
 
 if TYPE_CHECKING:
     from ..act import SteerDirection, SteerLatents
+    from ..items import Item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +52,15 @@ def run(args: Args) -> int:
     from ..act import baseline, dose_response, random_directions
     from ..act.saved import save_direction
     from ..act.steer import SteerDirection
+    from ..act.words import with_word
     from ..items.perturb import swap_prompt
     from ..measure.result import TABLE_HEAD
 
-    model, chosen = open_both(args)
-    if len(args.words) == 2:
-        from ..act.words import with_word
+    def names_the_first(item: Item) -> bool:
+        return with_word(item, old=args.words[0], new=args.words[1]) is not None
 
-        # Items that name the first word, so that there is something to steer away from.
-        chosen = [one for one in chosen if with_word(one, old=args.words[0], new=args.words[1])] or chosen
+    # Items that name the first word, so that there is something to steer away from.
+    model, chosen = open_both(args, keep=names_the_first if len(args.words) == 2 else None)
     steer, more = _steering(args, model, chosen)
     say(args, f"steering {len(chosen)} items at {steer.site}")
     base = baseline(model, chosen, batch_size=args.batch_size)
