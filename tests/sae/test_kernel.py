@@ -76,6 +76,35 @@ def test_loss_and_gradients_equal_dense_autograd(activation):
         torch.testing.assert_close(found.kept_errors[:, i], (u[:2] - out).detach())
 
 
+def test_revival_asks_the_dead_of_each_level_to_explain_what_that_level_leaves():
+    sae, u = make(), tokens()
+    dead = torch.tensor([1, 3, 6, 13, 14, 20, 30])  # two, one, three and one of the four levels
+    found = sae.losses(u, n_keep=9)
+    sae.aux_loss(found, u[:9], dead=dead, k=4).backward()
+    names = ("encoder", "b_enc", "decoder", "b_dec")
+    sparse = {name: getattr(sae, name).grad.clone() for name in names if getattr(sae, name).grad is not None}
+    sae.zero_grad()
+    pre = (u[:9] - sae.b_dec) @ sae.encoder[dead].T + sae.b_enc[dead]
+    z = torch.relu(pre) * torch.zeros_like(pre).scatter(1, pre.topk(4, 1).indices, 1.0)
+    terms = []
+    for i, (low, high) in enumerate(zip((0, *LEVELS), (*LEVELS, N), strict=True)):
+        own = (dead >= low) & (dead < high)
+        error = found.kept_errors[:, i]
+        left = error - z[:, own] @ sae.decoder[dead[own]]
+        terms.append(left.square().sum() / error.square().sum())
+    slow = torch.stack(terms).mean()
+    slow.backward()
+    assert set(sparse) == set(names)
+    for name in names:
+        assert sparse[name].abs().max() > 1e-6
+        torch.testing.assert_close(sparse[name], getattr(sae, name).grad, rtol=1e-9, atol=1e-12)
+    # Levels without dead latents are left out of the mean.
+    some = sae.aux_loss(found, u[:9], dead=dead[:2], k=2)
+    pre = pre[:, :2]
+    left = found.kept_errors[:, 0] - torch.relu(pre) @ sae.decoder[dead[:2]]
+    torch.testing.assert_close(some, left.square().sum() / found.kept_errors[:, 0].square().sum())
+
+
 def test_sparse_pieces_have_the_gradients_of_finite_differences():
     levels, u = torch.tensor([*LEVELS, N]), tokens(6)
     sae = make()

@@ -107,6 +107,28 @@ def test_dead_latents_are_revived_at_every_level():
     assert silent[1 / 32][0] <= 2 and silent[1 / 32][1] <= 4, silent
 
 
+def test_only_the_revival_moves_the_directions_of_dead_latents():
+    _, tokens = planted(60, 31, 3)
+    x = tokens(256)
+    moved = {}
+    for aux in (0.0, 1 / 32):
+        trainer = SAETrainer(
+            SAEConfig(d_in=31, n_latents=60, k=3, levels=(20,)),
+            TrainConfig(batch=256, aux=aux),
+            n_steps=9,
+            sample_td=x,
+        )
+        dead = torch.tensor([11, 12, 41, 42])
+        with torch.no_grad():  # active among the dead, never among the three largest of all
+            trainer.sae.encoder[dead] *= 0.02
+        trainer.since_fired[dead] = 1 << 40
+        before = trainer.sae.decoder.detach().clone()
+        report = trainer.step(x)
+        assert report.n_dead == 4
+        moved[aux] = (trainer.sae.decoder.detach() - before)[dead].norm(dim=1)
+    assert float(moved[0.0].max()) < 1e-6 < 1e-4 < float(moved[1 / 32].min())
+
+
 def test_metrics_equal_the_formulas_on_all_rows_at_once():
     _, tokens = planted(30, 17, 3)
     x = tokens(500)
