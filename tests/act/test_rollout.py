@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from multiprocessing.connection import Connection
 
@@ -15,8 +17,8 @@ from vlascope.act.paired import detectable_difference, mcnemar, success_result
 from vlascope.act.player import Settings, answer_and_read
 from vlascope.act.rollout import groups_of
 from vlascope.act.steer import SteerDirection
-from vlascope.act.workers import play_in_processes
-from vlascope.errors import InputError
+from vlascope.act.workers import _receive, play_in_processes
+from vlascope.errors import InputError, WorkerError
 from vlascope.models import VLAPolicy, load
 from vlascope.sim import Perturbation
 from vlascope.sim import rollout as one_by_one
@@ -135,6 +137,38 @@ class Aside:
             end, order = args
             # A process keeps its end when the caller closes the one that it handed over.
             super().__init__(target=target, args=(Connection(os.dup(end.fileno())), order), daemon=daemon)
+
+
+UNGUARDED = """
+from multiprocessing import get_context
+from vlascope.act.workers import script_left_alone
+print("script", __file__ is not None)
+worker = get_context("spawn").Process(target=print, args=("worker",))
+with script_left_alone():
+    worker.start()
+worker.join()
+print(worker.exitcode, __file__ is not None)
+"""
+
+
+def test_a_script_needs_no_guard_to_play_in_processes(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, "-u", str(path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.stdout.split("\n"), done.returncode) == (["script True", "worker", "0 True", ""], 0), (
+        done.stderr
+    )
+
+
+def test_a_process_that_dies_is_told_with_what_may_help():
+    for needs_script, words in ((False, "want of memory"), (True, "__main__.*processes=1")):
+        mine, theirs = multiprocessing.Pipe()
+        theirs.close()
+        with pytest.raises(WorkerError, match=words):
+            _receive(mine, needs_script=needs_script)
+        mine.close()
 
 
 def test_groups_are_shared_out_over_processes(mini, monkeypatch):

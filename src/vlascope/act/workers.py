@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle  # noqa: TID251 - through pipes between our own processes; nothing is written
+import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, cast
 
@@ -55,6 +57,7 @@ def play_in_processes(
             f"the edit, the watcher or a change of pictures cannot be sent to other processes ({error}). Use "
             "functions and classes that can be imported (no lambdas), or processes=1."
         ) from error
+    needs_script = any(b"__main__" in one for one in (order, *jobs))
     context = multiprocessing.get_context("spawn")
     ends: list[Connection] = []
     workers = []
@@ -62,12 +65,13 @@ def play_in_processes(
         for _ in range(processes):
             mine, theirs = context.Pipe()
             worker = context.Process(target=_serve, args=(theirs, order), daemon=True)
-            worker.start()
+            with contextlib.nullcontext() if needs_script else script_left_alone():
+                worker.start()
             theirs.close()
             ends.append(mine)
             workers.append(worker)
         for end in ends:
-            _receive(end)
+            _receive(end, needs_script=needs_script)
         started = time.perf_counter()
         left = iter(jobs)
         busy = [end for end in ends if _send_next(end, left)]
@@ -88,6 +92,22 @@ def play_in_processes(
                 worker.terminate()
 
 
+@contextlib.contextmanager
+def script_left_alone() -> Iterator[None]:
+    """Let processes that are started inside the context not run the script that is under way.
+
+    A new process imports it first, in case that it defines what is sent there; a script without
+    `if __name__ == "__main__":` would then begin all over again.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(kept)
+
+
 def _send_next(end: Connection, jobs: Any) -> bool:
     job = next(jobs, None)
     if job is not None:
@@ -95,13 +115,17 @@ def _send_next(end: Connection, jobs: Any) -> bool:
     return job is not None
 
 
-def _receive(end: Connection) -> Any:
+def _receive(end: Connection, *, needs_script: bool = False) -> Any:
     try:
         kind, value = pickle.loads(end.recv_bytes())
     except (EOFError, ConnectionError) as error:
-        raise WorkerError(
-            "a process that played episodes died, perhaps for want of memory; try fewer processes."
-        ) from error
+        why = "perhaps for want of memory; try fewer processes"
+        if needs_script:
+            why = (
+                "as it could not import the script, in which the edit, the watcher or a change of pictures is defined. "
+                'Call this under `if __name__ == "__main__":`, define them in a module, or use processes=1'
+            )
+        raise WorkerError(f"a process that played episodes died, {why}.") from error
     if kind == "error":
         raise value
     return value
