@@ -186,18 +186,19 @@ def _world_model(found: Facts) -> list[str]:
     out = [
         f"### World model: {found['site']} about {found['state_site']}, some steps later",
         "",
-        "R² over the present state alone; the other columns are R² over standing still. Place episodes at 0.4 of the",
-        f"expert's speed with noise in every step, {found['n_frames']:,} frames, so that they last long enough for 30.",
+        "R² over the present state alone and over the action alone; the last three columns are R² over standing still.",
+        "Place episodes at 0.4 of the expert's speed with noise in every step, so that they last long enough for 30;",
+        f"{found['n_frames']:,} frames.",
         "",
-        "| steps | over e(t) | shuffled time | all over persistence | e(t) alone | action alone | p (BH) |",
-        "|---|---|---|---|---|---|---|",
+        "| steps | over e(t) | shuffled time | over action | all over persistence | e(t) alone | action alone | p (BH) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in found["horizons"]:
         c = one["controls"]
         out.append(
             f"| {one['name'].split()[0]} | {_cell(one)} | {_number(c.get('shuffled time'))} | "
-            f"{_number(c.get('over persistence'))} | {_number(c.get('e(t) alone over persistence'))} | "
-            f"{_number(c.get('action alone over persistence'))} | {_number(one['p_adjusted'])} |"
+            f"{_number(c.get('over action alone'))} | {_number(c.get('over persistence'))} | "
+            f"{_number(c.get('e(t) alone over persistence'))} | {_number(c.get('action alone over persistence'))} | {_number(one['p_adjusted'])} |"
         )
     return [*out, "", f"Verdict: {found['verdict']}."]
 

@@ -10,6 +10,7 @@ import pytest
 from tests.measure.planted import PlantedRun, grid
 from vlascope.errors import InputError
 from vlascope.measure.association import DEBUG_HEAD, associate, association, group_items
+from vlascope.measure.groups import named_like
 from vlascope.measure.resample import units_of
 
 N = 42
@@ -48,6 +49,21 @@ def test_each_layer_is_told_what_it_follows():
     assert truth.p_adjusted >= truth.p
     assert all(len(row) == len(DEBUG_HEAD) for row in found.table())
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_groups_keep_their_number_from_layer_to_layer():
+    rng = np.random.default_rng(3)
+    before = rng.integers(0, 4, 50)
+    moved = before.copy()
+    moved[:5] = (before[:5] + 1) % 4
+    for order in ([2, 3, 0, 1], [1, 0, 3, 2]):
+        renamed = np.array(order)[moved]
+        np.testing.assert_array_equal(named_like(renamed, before), moved)
+    fewer = named_like(np.where(before == 2, 1, 0), before)
+    assert len(np.unique(fewer)) == 2 and (fewer[before == 2] == 2).all()
+    found = association(make(wrong=1), sites=SITES, label="count", n_permutations=19)
+    knows, says = found.layers[1].groups, found.layers[2].groups
+    assert (knows == says).sum() == N - 1, "one answer of 42 is another"
 
 
 def test_right_answers_cannot_be_told_from_the_truth():

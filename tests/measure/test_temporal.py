@@ -245,6 +245,17 @@ def test_alignment_and_too_few_outcomes():
         early_warning(lines, false_alarms=0)
 
 
+def test_phrases_that_differ_between_episodes_are_named_as_examples(tmp_path):
+    run, cut = make(tmp_path)
+    for row in run.items[23:]:
+        object.__setattr__(row, "prompt", "put the object on the table")
+    found = temporal(run, site="vision.0", k=K, cut=cut, words_site="language.0", n_permutations=19)  # type: ignore[arg-type]
+    names = {r.name for r in found.phrases}
+    assert names == {"phrase 1 ('put') / grasp", "phrase 2 ('the object') / grasp"} | {
+        name for name in names if name.startswith("phrase 3 (such as 'on the ")
+    }
+
+
 def test_phrases_need_prompts(tmp_path):
     run, _ = make(tmp_path)
     (result,) = phrase_results(

@@ -31,6 +31,11 @@ def test_a_layer_that_holds_the_next_push_is_found():
     assert three.value is not None and 0.1 < three.value < 0.6, "one of three pushes is known"
     assert thirty.value is None and "0 pairs" in thirty.reason
     assert one.controls["action alone over persistence"] > 0.9
+    assert one.controls["over action alone"] < 0, "the coming push is the action itself, without noise"
+    of = {name: 1 - three.controls[name] for name in three.controls}
+    assert of["over action alone"] * of["action alone over persistence"] == pytest.approx(
+        of["over persistence"]
+    )
     assert one.controls["e(t) alone over persistence"] < 0.1 and one.controls["shuffled time"] < 0.1
     assert "adds to what e says now" in found.verdict() and "1 steps" in found.verdict()
     json.dumps(found.to_json(), allow_nan=False)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .findings import Finding, Row, layer_series
+from .groups import group_items, named_like
 from .labels import item_values
 from .pooling import TokenChoice, image_pixels, pool_items
 from .resample import (
@@ -271,33 +272,15 @@ def association(
         raise InputError(f"got {len(items)} items and {k} groups; need 2 groups or more and as many items.")
     features = {name: pool_items(run, name, tokens=tokens).of_items(items) for name in names}
     layers = []
+    before = None
     for name in names:
         groups = group_items(features[name], k, seed=seed)
+        groups = before = groups if before is None else named_like(groups, before)
         layers.append(_layer(name, groups, truth, said, units, n_permutations=n_permutations, seed=seed))
     layers = _corrected(layers)
     pixel_groups = group_items(image_pixels(run, items), k, seed=seed)
     pixels = _associate("raw pixels", pixel_groups, truth, units, n_permutations=n_permutations, seed=seed)
     return AssociationResult(label, items, tuple(truth), tuple(said or ()), tuple(layers), pixels, k)
-
-
-def group_items(features_nd: NDArray[np.floating], k: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """Return the group of each row: k-means on principal components that hold 95 % of the variance.
-
-    Rows that are all equal form one group.
-    """
-    from sklearn.cluster import KMeans
-
-    x = np.asarray(features_nd, np.float64)
-    x = x - x.mean(0)
-    left, size, _ = np.linalg.svd(x, full_matrices=False)
-    if not size.any() or size[0] <= 1e-9:
-        return np.zeros(len(x), np.int64)
-    share = np.cumsum(size**2) / (size**2).sum()
-    keep = int(np.searchsorted(share, 0.95)) + 1
-    z = left[:, :keep] * size[:keep]
-    k = min(k, len(np.unique(z, axis=0)))
-    model = KMeans(n_clusters=k, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
-    return model.fit_predict(z).astype(np.int64)
 
 
 def associate(

@@ -110,7 +110,9 @@ def phrase_results(
         return [cannot_say(name, "no events are known", over="episode")]
     out = []
     for place, found in sorted(tracks.items()):
+        texts = {split_phrases(line.prompt or "")[place] for _, line in found}
         example = split_phrases(found[0][1].prompt or "")[place]
+        shown = f"'{example}'" if len(texts) == 1 else f"such as '{example}'"
         for event in events:
             out.append(
                 agreement(
@@ -121,7 +123,7 @@ def phrase_results(
                     tolerance=tolerance,
                     n_permutations=n_permutations,
                     seed=seed,
-                    name=f"phrase {place + 1} ('{example}') / {event}",
+                    name=f"phrase {place + 1} ({shown}) / {event}",
                 )  # fmt: skip
             )
     return adjusted(out)

@@ -33,8 +33,8 @@ class WorldModelResult:
         site: The layer h.
         state_site: The layer whose pooled principal components are the state e.
         results: One per horizon: R² of [h(t), e(t)] over e(t) alone, on held-out episodes. Controls: the R² of
-            [h(t), e(t)] over persistence, of e(t) alone and of the action alone over persistence, and h(t) shuffled
-            in time.
+            [h(t), e(t)] over persistence and over the action alone, of e(t) alone and of the action alone over
+            persistence, and h(t) shuffled in time.
     """
 
     site: str
@@ -204,7 +204,9 @@ def _ahead(
         "shuffled time": test.null_mean,
     }
     if a is not None and np.ptp(a[now], axis=0).any():
-        controls["action alone over persistence"] = float(1 - error(a[now]).sum() / still.sum())
+        pushed = error(a[now])
+        controls["action alone over persistence"] = float(1 - pushed.sum() / still.sum())
+        controls["over action alone"] = float(1 - full.sum() / pushed.sum())
     ends = bootstrap_mean(full, units, over_values=present, seed=seed)
     return Result(
         name=name,

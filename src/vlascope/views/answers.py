@@ -37,7 +37,7 @@ def answers(
     """Return one row per image: truth and answer, the image, and the image framed by its group at each layer.
 
     Rows are sorted by truth and answer, so that a layer whose groups follow the truth has frames of one colour for
-    each truth. Colours mean nothing across columns: every layer numbers its groups on its own.
+    each truth. A group has the colour of the one of the layer before that most of its images come from.
 
     Args:
         run: The run that was compared.
@@ -82,7 +82,8 @@ def answers(
         columns=["input", *columns],
         groups=["", *groups],
         title=f"Do the groups of {model_name(run)} follow the truth{' or its answers' if found.answers else ''}?",
-        subtitle=f"Frames: the group of the image at each layer. {verdict[:1].upper()}{verdict[1:]}.",
+        subtitle="Frames: the group of the image at each layer, coloured like the one before that shares most images. "
+        f"{verdict[:1].upper()}{verdict[1:]}.",
         footer=(
             f"run {run.path.name} · {found.n_groups} groups of {count(len(found.items), 'item')}, k-means per layer · "
             f"vlascope {__version__}"
