@@ -48,6 +48,16 @@ def test_an_action_that_cannot_look_at_the_text_does_not_know_the_noun(mini, twi
     assert (after[0] - after[1]).abs().max() > 1e-3  # the image still counts
 
 
+def test_only_the_patches_of_the_camera_are_cut(mini, twins):
+    items, answers = twins
+    before = logs(mini, items, answers)
+    with CutAttention(source="patch", reader="all").on(mini):
+        after = logs(mini, items, answers)
+    for camera, expected in ((0, after), (1, before)):  # the only camera, and one that there is not
+        with CutAttention(source="patch", reader="all", camera=camera).on(mini):
+            torch.testing.assert_close(logs(mini, items, answers), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "edit",
     [

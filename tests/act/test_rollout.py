@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from vlascope.act.steer import SteerDirection
 from vlascope.act.workers import _receive, play_in_processes
 from vlascope.errors import InputError, WorkerError
 from vlascope.models import VLAPolicy, load
-from vlascope.sim import Perturbation
+from vlascope.sim import Perturbation, wilson_interval
 from vlascope.sim import rollout as one_by_one
 
 pytest.importorskip("pybullet")
@@ -238,6 +240,30 @@ def test_pairs_need_the_same_episodes(mini, plain):
     other = closed_loop(mini, n_episodes=1, seed=40, max_steps=1)
     with pytest.raises(InputError, match="pairs need"):
         compare(plain, other)
+
+
+def test_pairs_are_counted_episode_by_episode():
+    def loop(successes, lifted, vetoed=()):
+        episodes = [
+            SimpleNamespace(success=bool(one), lifted=up, instruction=SimpleNamespace(target=0))
+            for one, up in zip(successes, lifted, strict=True)
+        ]
+        vetoes = tuple(Veto(reason="strange") if i in vetoed else None for i in range(len(episodes)))
+        return SimpleNamespace(
+            task="pick", seed=3, n=len(episodes), episodes=episodes, vetoes=vetoes, watched=bool(vetoed), edit="e",
+            success_rate=float(np.mean(successes)),
+        )  # fmt: skip
+
+    base: Any = loop([1, 1, 1, 1, 0, 0, 1], [(0,)] * 4 + [(1,), (), (0,)])
+    change: Any = loop([0, 0, 0, 1, 1, 0, 1], [(1,), (1, 0), (), (0,), (0,), (), (0,)], vetoed=(2, 3, 5))
+    found = compare(base, change)
+    assert (found.lost, found.won) == (3, 1)
+    assert found.difference.value == pytest.approx(-2 / 7) and found.difference.p == mcnemar(3, 1) == 0.625
+    low, high = found.difference.interval
+    assert low < -2 / 7 < high and high - low < 1.5
+    assert found.wrong_object.value == pytest.approx((2 - 1) / 7)
+    assert found.stopped_good.value == 2 / 5 and found.stopped_bad.value == 1 / 2
+    assert found.stopped_good.interval == wilson_interval(2, 5)
 
 
 def test_mcnemar_is_the_binomial_test():

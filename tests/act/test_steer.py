@@ -127,6 +127,20 @@ def test_controls_are_as_long_token_by_token(sae):
             assert float(twice.norm()) > 1.2 * float(length.norm())
 
 
+def test_controls_of_a_replaced_stream_start_from_its_reconstruction(sae):
+    x = torch.randn(2, 7, 128, generator=torch.Generator().manual_seed(4))
+    edit = SteerLatents(site="s", sae=sae, latents=(4, 9), units=(2.0, 1.0), mode="replace", strength=3.0)
+    plain = edit.baseline()
+    assert plain is not None
+    start = plain.edited(x)
+    torch.testing.assert_close(start, sae(x.reshape(-1, 128)).view_as(x))
+    assert float((start - x).norm()) > 1
+    length = (edit.edited(x) - start).norm(dim=-1)
+    assert float(length.max()) > 0.1
+    for control in (*random_directions(edit, n=2), *random_latents(edit, sae, among=range(61), n=2)):
+        torch.testing.assert_close((control.edited(x) - start).norm(dim=-1), length, atol=1e-4, rtol=1e-4)
+
+
 def test_units_and_differences(sae, rng):
     tokens = rng.standard_normal((400, 128)).astype(np.float32)
     units = latent_units(sae, tokens)

@@ -450,6 +450,8 @@ def test_random_prefixes_are_the_same_after_a_restart():
     for x in data[:5]:
         first.step(x)
     second = SAETrainer(config, train, n_steps=8, sample_td=data[0])
+    second.load_state({k: v + 1 if k == "since_fired" else v for k, v in first.state().items()})
+    assert torch.equal(second.since_fired, first.since_fired + 1)
     second.load_state({k: v.clone() for k, v in first.state().items()})
     for x in data[5:]:
         second.step(x)
