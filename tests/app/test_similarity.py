@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlascope.app import kernel
-from vlascope.app.similarity import ConceptRows, SiteFeatures, rank_correlation, to_bytes
+from vlascope.app.similarity import ConceptRows, SiteFeatures, main_axes, rank_correlation, to_bytes
 
 
 class FakeActs:
@@ -93,6 +93,16 @@ def test_concept_rows_use_the_first_eigenvectors_only(rng):
     part = vectors[:, :3].astype(np.float64)
     expected = part[10:50] @ part[13] / np.linalg.norm(part[10:50], axis=1) / np.linalg.norm(part[13])
     assert np.abs(got - np.maximum(expected, 0) * 255).max() < 0.501
+
+
+def test_axes_of_the_sketch_hold_what_the_best_ones_hold(rng):
+    rows = (rng.standard_normal((311, 53)) * np.geomspace(3, 0.05, 53)).astype(np.float32)
+    axes = main_axes(rows, n=7)
+    assert np.abs(axes.T @ axes - np.eye(7)).max() < 1e-5
+    best = np.sort(np.linalg.svd(rows, compute_uv=False) ** 2)[::-1][:7]
+    held = np.sum((rows @ axes) ** 2, axis=0)
+    assert (np.abs(held - best) < 0.01 * best).all()
+    assert main_axes(rows[:, :5], n=5).shape == (5, 5)
 
 
 def test_bytes():
