@@ -89,8 +89,13 @@ class Driver:
     def status(self):
         return self.page.locator("#status").inner_text()
 
+    def address(self):
+        """Return the address once it says what is shown: it follows a moment later."""
+        self.until("window.vlascope.isSaved")
+        return self.page.evaluate("location.href")
+
     def value(self, name):
-        return (re.search(rf"[#&]{name}=([^&]*)", self.page.url) or ["", ""])[1]
+        return (re.search(rf"[#&]{name}=([^&]*)", self.address()) or ["", ""])[1]
 
     def press(self, *keys):
         for key in keys:

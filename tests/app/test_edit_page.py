@@ -61,7 +61,7 @@ def test_knock_out_by_a_link_and_stop(drive, vla_book):
     d.page.locator("#try").click()
     finished(d)
     assert "patch → action cut at language.*" in d.page.locator("#edits .result").inner_text()
-    assert d.value("edit.kind") == "attention" and "edit.where" not in d.page.url
+    assert d.value("edit.kind") == "attention" and "edit.where" not in d.address()
     # Stopped before it is done: the last result stays.
     choose(d, "kind", "group")
     choose(d, "frames", "48|run")

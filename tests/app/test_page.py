@@ -76,7 +76,7 @@ def test_positive_and_negative_clicks_make_a_mask(drive, books):
     d.until("document.querySelector('#status').textContent.startsWith('Mask:')")
     assert d.page.locator("#stage .mark.in").count() >= 1 and d.page.locator("#stage .mark.out").count() >= 1
     d.click(0.5, 0.2, modifiers=["Shift"])
-    assert len(re.findall(r"[#&]in=", d.page.url)) == 2 and len(re.findall(r"[#&]out=", d.page.url)) == 1
+    assert len(re.findall(r"[#&]in=", d.address())) == 2 and len(re.findall(r"[#&]out=", d.address())) == 1
 
 
 def test_a_word_can_be_clicked(drive, books):
@@ -91,14 +91,14 @@ def test_the_link_opens_the_same_view(drive, books):
     d = drive(books)
     d.press("ArrowRight", "ArrowUp", "k", "t")
     d.click(0.3, 0.3)
-    link, picture = d.page.url, d.pane().screenshot()
+    link, picture = d.address(), d.pane().screenshot()
     d.page.mouse.move(5, 5)
     picture = d.pane().screenshot()
     d.page.goto("about:blank")
     d.open(link)
     d.until("window.vlascope.allMs > 0")
     d.settle()
-    assert d.page.url == link and d.pane().screenshot() == picture
+    assert d.address() == link and d.pane().screenshot() == picture
     d.page.goto("about:blank")
     d.open(d.url + "#item=99999&site=nowhere&k=-1&q=0:999999:vision.0&in=x&palette=%3Cscript%3E&mix=1e9")
     assert d.value("item") == "0" and d.value("site") == "vision.1" and d.value("q") == ""

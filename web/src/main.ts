@@ -22,7 +22,7 @@ declare global {
     /** Set where the page stands in a notebook. */
     vlascopeNotebook?: boolean;
     /** What benchmarks/app.py and the browser tests read: milliseconds since the page was opened, and of the last draw. */
-    vlascope?: { firstPicture: number; draws: number; lastDraw: number; drawnAt: number; clickMs: number; serverMs: number; allMs: number; waiting: number };
+    vlascope?: { firstPicture: number; draws: number; lastDraw: number; drawnAt: number; clickMs: number; serverMs: number; allMs: number; waiting: number; readonly isSaved: boolean };
   }
 }
 
@@ -170,7 +170,12 @@ async function start(): Promise<void> {
     [...box.children].forEach((child, i) => child.classList.toggle("on", i === group));
   };
 
-  const stats = (window.vlascope = { firstPicture: 0, draws: 0, lastDraw: 0, drawnAt: 0, clickMs: 0, serverMs: 0, allMs: 0, waiting: 0 });
+  const stats = (window.vlascope = {
+    firstPicture: 0, draws: 0, lastDraw: 0, drawnAt: 0, clickMs: 0, serverMs: 0, allMs: 0, waiting: 0,
+    get isSaved() {
+      return view.isSaved;
+    },
+  });
   let prefetched = -1;
   const frame = (now: View, changed: Set<keyof View>) => {
     const started = performance.now();
@@ -223,6 +228,7 @@ async function start(): Promise<void> {
   const clear = () => view.set({ query: null, clicks: [] });
   $("clear").addEventListener("click", clear);
   async function copyLink(): Promise<void> {
+    view.write();
     try {
       await navigator.clipboard.writeText(location.href);
       $("status").textContent = "Link copied: it opens this very view.";

@@ -1,4 +1,4 @@
-// The state of the view: one plain object, written to the address after every change, so that a copied link opens the
+// The state of the view: one plain object, written to the address after changes, so that a copied link opens the
 // same view. Nothing else on the page remembers anything.
 import type { Click, EditForm, Ref } from "./types";
 
@@ -30,6 +30,9 @@ export const NO_EDIT: EditForm = {
 };
 const KINDS = ["tokens", "group", "words", "latent", "attention", "module"];
 
+/** An address is written once the view has been the same for so long: browsers refuse a hundred of them in a row. */
+const WRITE_MS = 200;
+
 type Listener = (view: View, changed: Set<keyof View>) => void;
 
 export class Store {
@@ -38,9 +41,11 @@ export class Store {
   private changed = new Set<keyof View>();
   private scheduled = 0;
   private isWritten = false;
+  private writing = 0;
 
   constructor(start: View) {
     this.view = start;
+    addEventListener("pagehide", () => this.write());
   }
 
   /**
@@ -76,8 +81,23 @@ export class Store {
     const changed = this.changed;
     this.changed = new Set();
     for (const listener of this.listeners) listener(this.view, changed);
-    if (changed.size || !this.isWritten) history.replaceState(null, "", `#${toHash(this.view)}`);
+    if (!changed.size && this.isWritten) return;
     this.isWritten = true;
+    clearTimeout(this.writing);
+    this.writing = window.setTimeout(() => this.write(), WRITE_MS);
+  }
+
+  /** Whether the address says what is shown. */
+  get isSaved(): boolean {
+    return !this.writing && !this.changed.size;
+  }
+
+  /** Write the address of the view now. */
+  write(): void {
+    clearTimeout(this.writing);
+    this.writing = 0;
+    const hash = `#${toHash(this.view)}`;
+    if (hash !== location.hash) history.replaceState(null, "", hash);
   }
 
   private schedule(): void {

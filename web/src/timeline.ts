@@ -1,7 +1,7 @@
 // The time line of an episode: what was commanded, the gripper, which concepts the image is made of, and what happened.
 import { css, h } from "./dom";
+import { Occupancy } from "./occupancy";
 import type { Scene } from "./paint";
-import { hexes } from "./paint";
 import type { Episode, Measured, Series } from "./types";
 
 const LEFT = 80, RIGHT = 16;
@@ -17,7 +17,7 @@ export class Timeline {
   private show = h("select", { "aria-label": "Curves" }, h("option", { value: "actions" }, "actions"), h("option", { value: "states" }, "states"));
   private timer = 0;
   private scene!: Scene;
-  private occupancy = { key: "", shares: [] as Float32Array[] };
+  private occupancy = new Occupancy();
   /** All of the chart but the line at the current frame; drawn again when one of the values of `drawn` changes. */
   private sheet = document.createElement("canvas");
   private drawn: unknown[] = [];
@@ -161,7 +161,7 @@ export class Timeline {
     if (curves.length) this.curves(ctx, curves, x, top, bandsTop - 8, { muted, line, label, right: width - RIGHT });
     let y = bandsTop + 4;
     for (const { name: band, tall } of bands) {
-      if (band === "concepts") this.concepts(ctx, y, tall, x, span / Math.max(1, n - 1));
+      if (band === "concepts") this.concepts(ctx, y, tall, span, ratio);
       else if (band === "anomaly") this.anomaly(ctx, measured!, y, tall, x, text);
       else if (band === "changes") this.changes(ctx, measured!.changes!, y, tall, x, text);
       else {
@@ -288,41 +288,17 @@ export class Timeline {
     ctx.fillText("alarm", x(alarm) + (ctx.textAlign === "left" ? 5 : -5), y + tall / 2);
   }
 
-  /** Which share of the image each group has, frame by frame, at the shown layer and K. */
-  private concepts(ctx: CanvasRenderingContext2D, y: number, tall: number, x: (f: number) => number, step: number): void {
-    const { data, view } = this.scene;
-    const site = view.site;
-    const labels = data.labels(0, site, view.k);
-    const colors = hexes(data.groupColors(0, view.k));
-    if (!labels) return;
-    const key = `${site}|${view.k}|${this.items[0]}|${this.items.length}`;
-    if (this.occupancy.key !== key) {
-      const shares = this.items.map((item) => {
-        const share = new Float32Array(view.k);
-        const place = data.place(0, site, item);
-        let total = 0;
-        for (const grid of place?.template.grids ?? []) {
-          for (const index of grid.index) {
-            if (index < 0) continue;
-            share[labels[place!.start + index]!]! += 1;
-            total++;
-          }
-        }
-        return total ? share.map((v) => v / total) : share;
-      });
-      this.occupancy = { key: data.place(0, site, this.items[0]!) ? key : "", shares };
-    }
-    this.occupancy.shares.forEach((share, f) => {
-      const from = Math.max(LEFT, x(f) - step / 2), to = Math.min(x(this.items.length - 1), x(f) + step / 2);
-      let at = y;
-      for (let k = 0; k < view.k; k++) {
-        if (!share[k]) continue;
-        ctx.fillStyle = `rgb(${colors[3 * k]} ${colors[3 * k + 1]} ${colors[3 * k + 2]})`;
-        ctx.globalAlpha = this.scene.group >= 0 && this.scene.group !== k ? 0.15 : 1;
-        ctx.fillRect(from, at, to - from + 0.5, share[k]! * tall);
-        at += share[k]! * tall;
-      }
-    });
-    ctx.globalAlpha = 1;
+  /** Which share of the image each group has, frame by frame; the first and the last frame have half a column. */
+  private concepts(ctx: CanvasRenderingContext2D, y: number, tall: number, span: number, ratio: number): void {
+    const band = this.occupancy.band(this.scene, this.items, Math.round(tall * ratio));
+    if (!band) return;
+    const column = span / (this.items.length - 1);
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(LEFT, y, span, tall);
+    ctx.clip();
+    ctx.imageSmoothingEnabled = false;
+    ctx.drawImage(band, LEFT - column / 2, y, span + column, tall);
+    ctx.restore();
   }
 }
