@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,8 @@ def described(url: str, *, n: int) -> dict[str, Any]:
         runs += 1
         words = [program, "run", f"{url}openapi.json", "--checks", "not_a_server_error", "--workers", "2",
                  "--max-examples", "400", "--seed", str(runs), "--no-color"]  # fmt: skip
-        done = subprocess.run(words, capture_output=True, text=True, timeout=3600)
+        with tempfile.TemporaryDirectory() as scratch:  # it leaves notes of its own behind
+            done = subprocess.run(words, capture_output=True, text=True, timeout=3600, cwd=scratch)
         codes.add(done.returncode)
         found = re.findall(r"(\d[\d,]*) generated", done.stdout)
         if not found:

@@ -169,9 +169,12 @@ def summary(values: list[float]) -> dict[str, float]:
 class Server:
     """`vlascope app` in a process of its own."""
 
-    def __init__(self, run: Path, table: Path) -> None:
+    def __init__(self, run: Path, table: Path, *, reading: Path | None = None) -> None:
         self.started = time.perf_counter()
-        words = [sys.executable, "-m", "vlascope", "app", str(run), "--json", "-q", "--table", str(table)]
+        program = ["-m", "vlascope", "app"]
+        if reading is not None:  # one that only reads, see there
+            program = [str(Path(__file__).with_name("_app_reading.py")), str(reading)]
+        words = [sys.executable, *program, str(run), "--json", "-q", "--table", str(table)]
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         self.most_mb = 0.0
         assert self.process.stdout
@@ -235,33 +238,10 @@ def in_browser(
         page.wait_for_timeout(
             2500
         )  # what is measured in the background begins a second after the first picture
-        box = page.locator("#stage canvas").nth(1).bounding_box()
-        assert box
         for method in ("concepts", "features"):
             if method == "features":
                 page.keyboard.press("m")
-            clicks, servers, alls, rank = [], [], [], None
-            for i in range(n_clicks + 1):
-                page.keyboard.press("Escape")
-                page.wait_for_timeout(30)
-                until("window.vlascope.allMs === 0")
-                x, y = rng.uniform(0.02, 0.98, 2)
-                page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
-                page.wait_for_timeout(150)  # nobody clicks in the millisecond in which the pointer arrives
-                page.mouse.down(), page.mouse.up()
-                until("window.vlascope.clickMs > 0 && window.vlascope.allMs > 0", every_ms=50)
-                until("!/more layers/.test(document.querySelector('#status').innerText)")
-                got = page.evaluate("window.vlascope")
-                if i:  # the first one measures the site and warms the page cache
-                    clicks.append(got["clickMs"]), servers.append(got["serverMs"]), alls.append(got["allMs"])
-                text = page.locator("#status").inner_text()
-                rank = (
-                    float(text.split("rank correlation here ")[1].split(")")[0])
-                    if "rank correl" in text
-                    else None
-                )
-            out[method] = {"click_to_shown_layer": summary(clicks), "of_which_server": summary(servers),
-                           "click_to_all_layers": summary(alls), "sketch_rank_correlation": rank}  # fmt: skip
+            out[method] = clicks(page, until, n=n_clicks, rng=rng)
         page.keyboard.press("Escape")
         for name, keys in (
             ("layer_slider", ("ArrowUp", "ArrowDown")),
@@ -272,6 +252,19 @@ def in_browser(
                 # From the key to the frame in which everything is there, measured inside the page.
                 values.append(page.evaluate(STEP, keys[i % 2]))
             out[name] = summary(values[4:])
+        # The bound of an exact answer: the same clicks, for which the same threads only read the layer.
+        times = table.with_name("reading.txt")
+        reader = Server(run, table, reading=times)
+        page.goto("about:blank")
+        page.goto(reader.url, wait_until="commit")
+        until("window.vlascope && window.vlascope.firstPicture > 0 && window.vlascope.waiting === 0")
+        page.wait_for_timeout(2500)
+        page.keyboard.press("m")
+        clicks(page, until, n=n_clicks, rng=rng)
+        reader.stop()
+        # The second pass of a click, if any, is of other layers; the first click warms the page cache.
+        passes = [float(line) for line in times.read_text().split()]
+        out["layer_read_at_a_click"] = summary(passes[1:])
         browser.close()
     try:
         out["server_anonymous_mb"] = {
@@ -284,6 +277,30 @@ def in_browser(
     finally:
         server.stop()
     return out
+
+
+def clicks(page: Any, until: Any, *, n: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Click n times somewhere in the image and return what it took until the layer, and all layers, were shown."""
+    box = page.locator("#stage canvas").nth(1).bounding_box()
+    assert box
+    shown, servers, alls, rank = [], [], [], None
+    for i in range(n + 1):
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(30)
+        until("window.vlascope.allMs === 0")
+        x, y = rng.uniform(0.02, 0.98, 2)
+        page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+        page.wait_for_timeout(150)  # nobody clicks in the millisecond in which the pointer arrives
+        page.mouse.down(), page.mouse.up()
+        until("window.vlascope.clickMs > 0 && window.vlascope.allMs > 0", every_ms=50)
+        until("!/more layers/.test(document.querySelector('#status').innerText)")
+        got = page.evaluate("window.vlascope")
+        if i:  # the first one measures the site and warms the page cache
+            shown.append(got["clickMs"]), servers.append(got["serverMs"]), alls.append(got["allMs"])
+        text = page.locator("#status").inner_text()
+        rank = float(text.split("rank correlation here ")[1].split(")")[0]) if "rank correl" in text else None
+    return {"click_to_shown_layer": summary(shown), "of_which_server": summary(servers),
+            "click_to_all_layers": summary(alls), "sketch_rank_correlation": rank}  # fmt: skip
 
 
 STEP = """(key) => new Promise((done) => {
@@ -377,6 +394,10 @@ def main() -> None:
     if args.save:
         path = _record.RESULTS / "app.json"
         known = json.loads(path.read_text())["results"] if path.is_file() else {}
+        # Rows are measured one by one: each says at which commit and by which command.
+        results["measured"] = {
+            key: environment[key] for key in ("date", "commit", "command", "load_at_start")
+        }
         _record.save("app", environment=environment, results={**known, args.save: results})
 
 
