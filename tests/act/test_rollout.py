@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from vlascope.act import Trial, Veto, Watcher, closed_loop, compare, workers
 from vlascope.act.paired import detectable_difference, mcnemar, success_result
 from vlascope.act.player import Settings, answer_and_read
-from vlascope.act.rollout import groups_of
+from vlascope.act.rollout import Played, groups_of
 from vlascope.act.steer import SteerDirection
 from vlascope.act.workers import _receive, play_in_processes
 from vlascope.errors import InputError, WorkerError
@@ -234,6 +235,27 @@ def test_failures_are_written_as_episodes(mini, tmp_path):
     items = open_items(out)
     assert len(items) == 4 and items[0].labels["outcome"] == found.episodes[0].outcome == "never_lifted"
     assert found.episodes[0].rgb is None
+    assert [path.stat().st_size > 0 for path in out.glob("videos/**/*.mp4")] == [True]
+
+
+def test_only_failures_are_written(mini, plain, tmp_path, monkeypatch):
+    from vlascope.items import open_items
+
+    done = dataclasses.replace(plain.episodes[1], outcome="success")
+    episodes = (plain.episodes[0], done, plain.episodes[2])
+    monkeypatch.setattr(
+        "vlascope.act.rollout.play", lambda *_, **__: Played(episodes, (None,) * 3, seconds=1.0, processes=1)
+    )
+    found = closed_loop(mini, n_episodes=3, seed=40, failures_out=tmp_path / "failed", out=tmp_path / "all")
+    assert [e.success for e in found.episodes] == [False, True, False]
+    failed, every = open_items(tmp_path / "failed"), open_items(tmp_path / "all")
+    assert {failed[i].labels["outcome"] for i in range(len(failed))} == {"never_lifted"}
+    assert (len(failed), len(every)) == (8, 12)
+    monkeypatch.setattr(
+        "vlascope.act.rollout.play", lambda *_, **__: Played((done,), (None,), seconds=1.0, processes=1)
+    )
+    closed_loop(mini, n_episodes=1, seed=40, failures_out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_pairs_need_the_same_episodes(mini, plain):
