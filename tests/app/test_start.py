@@ -40,6 +40,29 @@ def test_nothing_heavy_is_imported_before_the_first_picture(run):
     assert done.stdout.split() == []
 
 
+CLICKS = """
+app = client.app
+app.prepare_all()
+for method in ("features", "concepts"):
+    answer = client.get(f"/api/similar?run={key}&site={site}&token=3&method={method}&n_eig=3")
+    assert answer.status_code == 200, answer.text
+assert client.get(f"/api/runs/{key}/episodes/0/measured").status_code == 200
+print(*sorted({"torch", "sklearn"} & set(sys.modules)))
+"""
+
+
+def test_measuring_sites_and_answering_clicks_needs_no_torch(run):
+    pytest.importorskip("numba", reason="numba is not installed; torch computes the cosines")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CODE + CLICKS, str(run.path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
 def test_sites_are_measured_after_the_first_colours(monkeypatch):
     import importlib
     import threading

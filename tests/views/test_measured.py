@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 
 from vlascope.measure import EpisodeSeries, Finding
@@ -34,6 +37,19 @@ def test_the_shown_layer_comes_first_and_nothing_found_is_not_nothing_known():
         assert found.changes == () and found.changes_site == "vision.1" and found
     found = episode_measures([finding(here), finding(there)], episode=3, items=[5, 7, 9], site="projector")
     assert found.changes == (1,)
+
+
+def test_findings_are_read_where_the_measures_keep_them(tmp_path, monkeypatch):
+    from vlascope import measure
+    from vlascope.measure import findings
+    from vlascope.views import measured
+
+    assert measured.FINDINGS == findings.FOLDER
+    monkeypatch.setattr(measure, "saved", lambda run: [run])
+    run: Any = SimpleNamespace(path=tmp_path)
+    assert measured.saved_findings(run) == []
+    (tmp_path / "derived" / measured.FINDINGS).mkdir(parents=True)
+    assert measured.saved_findings(run) == [run]
 
 
 def test_shares_are_those_of_the_labels(cropped):

@@ -16,7 +16,7 @@ from ..errors import InputError, SiteNotFoundError
 from ..files import content_hash
 from ..views.choose import episodes_of, outcome_text
 from ..views.describe import footer, health_value, model_name, picture_params, plain, sampled_share
-from ..views.measured import episode_measures
+from ..views.measured import episode_measures, saved_findings
 from ..views.robot import answer_text, episode_track
 from ..views.style import css_color
 from ..views.tokens import TokenIndex
@@ -172,12 +172,10 @@ class RunBook:
             InputError: no such episode.
             RunIncompleteError: a saved measure is damaged.
         """
-        from ..measure import saved
-
         held = episodes_of(self.run)
         if number not in held:
             raise InputError("there is no such episode in this run.")
-        found = episode_measures(saved(self.run), episode=number, items=held[number])
+        found = episode_measures(saved_findings(self.run), episode=number, items=held[number])
         score = found.anomaly
         return {
             "episode": number,

@@ -11,7 +11,21 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ..measure import Finding
+    from ..runs import Run
     from .tokens import TokenIndex
+
+
+FINDINGS = "measures"
+"""Where a run keeps them, in `derived`; the name is that of `vlascope.measure.findings`."""
+
+
+def saved_findings(run: Run) -> list[Finding]:
+    """Return `vlascope.measure.saved` of a run, without importing that (torch with it) where nothing was measured."""
+    if not (run.path / "derived" / FINDINGS).is_dir():
+        return []
+    from ..measure import saved
+
+    return saved(run)
 
 
 @dataclass(frozen=True, kw_only=True)
