@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.runs.fakes import ArraySource, FakeModel
@@ -63,3 +66,64 @@ def test_refusals_are_one_message(run, capsys, tmp_path):
     assert "holds no dictionary" in capsys.readouterr().err
     assert main(["sae", "train", str(run), "--site", "vision.0", "--k", "99", "-q"]) == 2
     assert "k=99" in capsys.readouterr().err
+
+
+class Constant(FakeModel):
+    """The same number in every token. (Tokens with NaN never get into a run: capture refuses them.)"""
+
+    def values(self, item, site, n_tokens):
+        return np.full_like(super().values(item, site, n_tokens), 2.5)
+
+
+@pytest.mark.parametrize(
+    ("model", "n_items", "words"),
+    [
+        (FakeModel(), 1, "need at least 2, as one is held out"),
+        (FakeModel(), 3, "30 tokens of kind 'patch' in 2 items"),
+        (Constant(), 20, "all tokens are the same"),
+    ],
+    ids=["one item", "too small", "constant"],
+)
+def test_runs_that_cannot_be_learned_from_are_refused(model, n_items, words, capsys, tmp_path):
+    path = tmp_path / "run"
+    capture(model, ArraySource(n_items), sites=["vision.0"], out=path, quiet=True)
+    assert main(["sae", "train", str(path), "--site", "vision.0", *WORDS, "-o", str(tmp_path / "sae")]) == 2
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
+    assert not (tmp_path / "sae" / "cfg.json").exists()
+
+
+def test_a_dictionary_of_other_weights_or_width_is_refused(run, capsys, tmp_path):
+    out = str(tmp_path / "sae")
+    assert main(["sae", "train", str(run), "--site", "vision.0", *WORDS, "-o", out]) == 0
+    capture(FakeModel(weights="w2"), ArraySource(9), sites=["vision.0"], out=tmp_path / "other", quiet=True)
+    for verb in (("eval",), ("cards",), ("discover", "--factors", "a", "b")):
+        assert main(["sae", verb[0], str(tmp_path / "other"), out, *verb[1:], "-q"]) == 2
+        assert "belongs to the weights of 'fake' (w1)" in capsys.readouterr().err
+    cfg = Path(out) / "cfg.json"
+    weights = cfg.with_name("sae_weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-400] + bytes(400))
+    assert main(["sae", "eval", str(run), out, "-q"]) == 2
+    assert "Its weights were changed or damaged; train it again." in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_the_state_and_the_same_command_goes_on(run, capsys, tmp_path, monkeypatch):
+    words = ["sae", "train", str(run), "--site", "vision.0", *WORDS, "--epochs", "20", "-o"]
+    real, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr("vlascope.files.os.fsync", full)
+    assert main([*words, str(tmp_path / "a")]) != 0
+    said = capsys.readouterr().err
+    assert "disk is full" in said and "Traceback" not in said
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["training.safetensors"]
+    monkeypatch.undo()
+    for name in "ab":
+        assert main([*words, str(tmp_path / name)]) == 0
+    a, b = (tmp_path / name / "sae_weights.safetensors" for name in "ab")
+    assert a.read_bytes() == b.read_bytes(), "it went on to the same bits"
