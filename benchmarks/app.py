@@ -19,6 +19,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -298,7 +299,8 @@ def clicks(page: Any, until: Any, *, n: int, rng: np.random.Generator) -> dict[s
         if i:  # the first one measures the site and warms the page cache
             shown.append(got["clickMs"]), servers.append(got["serverMs"]), alls.append(got["allMs"])
         text = page.locator("#status").inner_text()
-        rank = float(text.split("rank correlation here ")[1].split(")")[0]) if "rank correl" in text else None
+        said = re.search(r"rank correlation with the exact one ≥ (-?[0-9.]+)", text)
+        rank = None if said is None else float(said[1])
     return {"click_to_shown_layer": summary(shown), "of_which_server": summary(servers),
             "click_to_all_layers": summary(alls), "sketch_rank_correlation": rank}  # fmt: skip
 

@@ -79,12 +79,15 @@ def test_sketch_keeps_the_order_of_tokens_and_is_read_back(tmp_path, rng):
     centres = rng.standard_normal((7, 64)) * 3
     values = (centres[rng.integers(0, 7, 400)] + rng.standard_normal((400, 64))).astype(np.float32)
     features, _ = features_of(tmp_path, values, "float32")
-    exact, sketched = features.exact(5), features.sketched(5, rows=np.arange(400))
-    np.testing.assert_array_equal(features.sketched_bytes(5), to_bytes(sketched))
-    assert rank_correlation(exact, sketched) > 0.95
+    exact, sketched = features.exact(5), features.sketched_bytes(5)
+    likest = exact > 0.1  # bytes end at 0, where what is unlike begins
+    assert np.abs(sketched / 255 - np.maximum(exact, 0)).max() < 0.3 and likest.sum() > 50
+    assert rank_correlation(exact[likest], sketched[likest].astype(np.float32)) > 0.9
+    assert 0.95 < features.sketch_rank(5) < 1  # all 400 tokens are checked
     assert rank_correlation(exact, rng.permutation(exact)) < 0.3
     again, _ = features_of(tmp_path, values, "float32")
-    np.testing.assert_array_equal(again.sketched(5, rows=np.arange(400)), sketched)
+    np.testing.assert_array_equal(again.sketched_bytes(5), sketched)
+    assert again.sketch_rank(5) == features.sketch_rank(5)
 
 
 def test_concept_rows_use_the_first_eigenvectors_only(rng):

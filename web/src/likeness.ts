@@ -95,7 +95,7 @@ export class Likeness {
       return;
     }
     const how = header.method === "concepts" ? "cosine of eigenvectors" : "cosine of activations";
-    const rank = header.rank == null ? "" : `, other layers by a sketch (rank correlation here ${header.rank.toFixed(3)})`;
+    const rank = header.rank == null ? "" : `, other layers by a sketch (rank correlation with the exact one ≥ ${(Math.floor(1000 * header.rank) / 1000).toFixed(3)})`;
     this.message = `Bright is similar: ${how}${rank} · ${n.toLocaleString("en")} tokens · ${times}`;
   }
 }

@@ -27,6 +27,9 @@ SKETCH_WIDTH = 32
 SAMPLE_ROWS = 4096
 """Tokens that the mean and the axes of the sketch are measured on, evenly spread over the site."""
 
+CHECK_ROWS = 512
+"""Tokens of every site, evenly spread, on which the sketch is compared with the truth at every click."""
+
 CHUNK_ROWS = 8192
 MEASURE_ROWS = 2048
 """Tokens that are held in float32 at once while a site is measured, per core."""
@@ -81,7 +84,13 @@ class SiteFeatures:
         """
         with self._lock:
             if self._measured is None:
-                params = {"schema": _SCHEMA, "site": self.site, "width": SKETCH_WIDTH, "sample": SAMPLE_ROWS}
+                params = {
+                    "schema": _SCHEMA,
+                    "site": self.site,
+                    "width": SKETCH_WIDTH,
+                    "sample": SAMPLE_ROWS,
+                    "check": CHECK_ROWS,
+                }
                 folder = self.run.derived_dir("sketch", params)
                 if not (folder / "params.json").is_file():
                     self._measure(folder, params)
@@ -121,10 +130,15 @@ class SiteFeatures:
                 yield at + start, block[start : start + n_rows]
             at += len(block)
 
-    def sketched(self, row: int, *, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the same cosines of some rows, estimated from the sketch, float32 [m]."""
+    def sketch_rank(self, row: int) -> float:
+        """Return the rank correlation of the sketch's cosines with the true ones, over `CHECK_ROWS` tokens.
+
+        Cost: a product of those tokens with one; they are kept beside the sketch.
+        """
         sketch, own = self._sketch(row)
-        return np.clip(np.asarray(sketch[rows] @ own, np.float32), -1, 1)
+        known = self.prepare()
+        rows = sample_rows(len(self.acts), CHECK_ROWS)
+        return rank_correlation(known.check @ self._query(row, known), np.asarray(sketch[rows]) @ own)
 
     def sketched_bytes(self, row: int) -> NDArray[np.uint8]:
         """Return the same cosines of all rows, estimated from the sketch, uint8 [n] (see `to_bytes`).
@@ -160,6 +174,8 @@ class SiteFeatures:
         sample /= np.maximum(np.linalg.norm(sample, axis=1, keepdims=True), np.float32(1e-30))
         axes = main_axes(sample, n=min(SKETCH_WIDTH, width))
         del sample
+        check = np.asarray(self.acts[sample_rows(n, CHECK_ROWS)], np.float32) - mean
+        check /= np.maximum(np.linalg.norm(check, axis=1, keepdims=True), np.float32(1e-30))
         with new_folder(folder, force=True) as work:
             norms = np.empty(n, np.float32)
             sketch = np.lib.format.open_memmap(
@@ -180,16 +196,18 @@ class SiteFeatures:
             del sketch
             np.save(work / "norms.npy", norms, allow_pickle=False)
             np.save(work / "mean.npy", mean, allow_pickle=False)
+            np.save(work / "check.npy", check, allow_pickle=False)
             write_json(work / "params.json", params)
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """The mean of a site, the length of each token's difference from it, and the sketch (a memory map)."""
+    """The mean of a site, the length of each token's difference from it, the sketch, and some tokens to check it by."""
 
     mean: NDArray[np.float32]
     norms: NDArray[np.float32]
     sketch: NDArray[np.float32]
+    check: NDArray[np.float32]
 
     @classmethod
     def load(cls, folder: Path) -> _Measured:
@@ -197,6 +215,7 @@ class _Measured:
             mean=np.load(folder / "mean.npy", allow_pickle=False),
             norms=np.load(folder / "norms.npy", mmap_mode="r", allow_pickle=False),
             sketch=np.load(folder / "sketch.npy", mmap_mode="r", allow_pickle=False),
+            check=np.load(folder / "check.npy", mmap_mode="r", allow_pickle=False),
         )
 
 
@@ -243,9 +262,9 @@ class ConceptRows:
         return out
 
 
-def sample_rows(n: int) -> NDArray[np.int64]:
-    """Return at most `SAMPLE_ROWS` evenly spread rows of n."""
-    return np.unique(np.linspace(0, n - 1, min(n, SAMPLE_ROWS)).astype(np.int64))
+def sample_rows(n: int, most: int = SAMPLE_ROWS) -> NDArray[np.int64]:
+    """Return at most so many evenly spread rows of n."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
 def main_axes(rows_nd: NDArray[np.float32], *, n: int, seed: int = 0) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from .book import RunBook, shared_items
 from .job import Jobs
 from .media import image_bytes
 from .memory import give_back
-from .similarity import EXACT_BYTES, Stopping, rank_correlation, sample_rows, to_bytes
+from .similarity import EXACT_BYTES, Stopping, to_bytes
 from .wire import pack
 from .workers import each
 
@@ -160,25 +160,30 @@ class State:
             else:
                 pending.append({"run": other.key, "site": name})
 
-        def answer(one: tuple[RunBook, str, int]) -> Any:
+        def answer(one: tuple[RunBook, str, int]) -> tuple[Any, float | None]:
             other, name, row = one
             features = other.features[name]
-            is_own = (other, name) == (book, site)
-            if is_own or is_exact:
+            rank = None
+            if is_exact or (other, name) == (book, site):
                 values = to_bytes(self._exactly(other, name, row))
             else:
-                values = features.sketched_bytes(row)
+                values, rank = features.sketched_bytes(row), features.sketch_rank(row)
             rows = other.cut.parts[name].token_rows
-            return values if len(rows) == len(values) else values[rows]  # rows are in order, each once
+            return (
+                values if len(rows) == len(values) else values[rows]
+            ), rank  # rows are in order, each once
 
-        rank = None
-        own = [one for one in asked if one[:2] == (book, site)]
-        if own and not is_exact:
-            ((_, _, row),) = own
-            exact, some = self._exactly(book, site, row), sample_rows(len(book.features[site].acts))
-            rank = round(rank_correlation(exact[some], book.features[site].sketched(row, rows=some)), 4)
         # Exact products use all cores by themselves; sketches are too small for that.
-        arrays = [answer(one) for one in asked] if is_exact else each(answer, asked)
+        if is_exact:
+            answers = [answer(one) for one in asked]
+        else:
+            for one in asked:
+                if one[:2] == (book, site):
+                    self._exactly(*one)  # not in one of the threads that it needs
+            answers = each(answer, asked)
+        arrays = [values for values, _ in answers]
+        ranks = [rank for _, rank in answers if rank is not None]
+        rank = round(min(ranks), 4) if ranks else None
         parts = [(other, name) for other, name, _ in asked]
         return {
             "method": "features",
