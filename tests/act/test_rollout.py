@@ -130,6 +130,10 @@ def test_another_process_plays_the_same_episodes(mini):
         np.testing.assert_allclose(there[i][0].actions, episode.actions, atol=1e-5)
 
 
+SCRIPTS: list[str | None] = []
+"""What a process that starts takes for the script under way."""
+
+
 class Aside:
     """Processes that are threads of this one: what goes through the pipes is the same."""
 
@@ -140,6 +144,10 @@ class Aside:
             end, order = args
             # A process keeps its end when the caller closes the one that it handed over.
             super().__init__(target=target, args=(Connection(os.dup(end.fileno())), order), daemon=daemon)
+
+        def start(self):
+            SCRIPTS.append(getattr(sys.modules["__main__"], "__file__", None))
+            super().start()
 
 
 UNGUARDED = """
@@ -178,6 +186,9 @@ def test_groups_are_shared_out_over_processes(mini, monkeypatch):
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: Aside)
     there = closed_loop(mini, n_episodes=6, seed=7, max_steps=1, batch=1, processes=2, edit=PUSH)
     assert there.processes == 2 and there.edit == PUSH.name and there.seconds > 0
+    assert SCRIPTS == [None, None] and sys.modules["__main__"].__file__, (
+        "the processes see no script; we still do"
+    )
     here = closed_loop(mini, n_episodes=6, seed=7, max_steps=1, batch=1, processes=1, edit=PUSH)
     for a, b in zip(here.episodes, there.episodes, strict=True):
         assert a.instruction == b.instruction
