@@ -190,7 +190,7 @@ def _world_model(found: Facts) -> list[str]:
         "Place episodes at 0.4 of the expert's speed with noise in every step, so that they last long enough for 30;",
         f"{found['n_frames']:,} frames.",
         "",
-        "| steps | over e(t) | shuffled time | over action | all over persistence | e(t) alone | action alone | p (BH) |",
+        "| steps | over e(t) | shuffled time | over action | over persistence | e(t) alone | action alone | p (BH) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in found["horizons"]:
@@ -198,7 +198,8 @@ def _world_model(found: Facts) -> list[str]:
         out.append(
             f"| {one['name'].split()[0]} | {_cell(one)} | {_number(c.get('shuffled time'))} | "
             f"{_number(c.get('over action alone'))} | {_number(c.get('over persistence'))} | "
-            f"{_number(c.get('e(t) alone over persistence'))} | {_number(c.get('action alone over persistence'))} | {_number(one['p_adjusted'])} |"
+            f"{_number(c.get('e(t) alone over persistence'))} | "
+            f"{_number(c.get('action alone over persistence'))} | {_number(one['p_adjusted'])} |"
         )
     return [*out, "", f"Verdict: {found['verdict']}."]
 
