@@ -76,6 +76,26 @@ def dictionaries(sections: dict[str, Any]) -> list[str]:
         elif name.startswith("memory"):
             texts = [f"{v['gigabytes']:.2f} GB for {k}" for k, v in found.items()]
             out += [f"Memory while training, beyond what was there before: {', '.join(texts)}.", ""]
+        elif name.startswith("rates"):
+            s = found["setting"]
+            swept = {k: v for k, v in found.items() if isinstance(v, dict) and "rows" in v}
+            factors = [row["rate"] for row in next(iter(swept.values()))["rows"]]
+            out += [
+                f"{name}: held-out FVU at step sizes from {factors[0]:g} to {factors[-1]:g} times the default "
+                f"({s['lr']:.2g}), each {s['steps']} steps of {s['batch']} tokens, {s['latents']} latents, "
+                f'{s["k"]} active per token. vlascope chooses per token and gives coarse levels more weight; "vlascope '
+                'as peers" chooses over the batch and weighs all levels alike, as the others do.',
+                "",
+                "| system | " + " | ".join(f"x {factor:g}" for factor in factors) + " | best | L0 there |",
+                "|---" * (len(factors) + 3) + "|",
+                *(
+                    f"| {system} | "
+                    + " | ".join(f"{row['held_out_fvu']:.4f}" for row in v["rows"])
+                    + f" | {v['best']['held_out_fvu']:.4f} | {v['best']['l0']:.1f} |"
+                    for system, v in swept.items()
+                ),
+                "",
+            ]
         elif name.startswith(("quality", "throughput")):
             timed = name.startswith("throughput")
             s = found["setting"]

@@ -16,13 +16,15 @@ import logging
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlascope.sae import MatryoshkaSAE, SAEConfig, SAETrainer, TrainConfig
+from vlascope.sae.codes import Codes
+from vlascope.sae.config import Activation
 
 Schedule = Callable[[int], float]
 
@@ -32,10 +34,10 @@ class Ours:
 
     def __init__(
         self, *, d: int, n: int, k: int, levels: tuple[int, ...], n_steps: int, batch: int, sample: Tensor, lr: float,
-        precision: str = "float32", activation: str = "topk",
+        precision: Literal["float32", "bfloat16"] = "float32", activation: Activation = "topk", weights: tuple[float, ...] = (),
     ) -> None:  # fmt: skip
         self.trainer = SAETrainer(
-            SAEConfig(d_in=d, n_latents=n, k=k, levels=levels, activation=activation),
+            SAEConfig(d_in=d, n_latents=n, k=k, levels=levels, level_weights=weights, activation=activation),
             TrainConfig(batch=batch, precision=precision, lr=lr, warmup=0.05, decay=0.2),
             n_steps=n_steps,
             sample_td=sample,
@@ -44,14 +46,29 @@ class Ours:
     def step(self, x: Tensor) -> None:
         self.trainer.step(x)
 
+    def codes(self, x: Tensor) -> Codes:
+        return self.trainer.sae.encode(x)
+
     def fvu(self, x: Tensor) -> float:
-        return fvu(x, self.trainer.sae(x))
+        return fvu(x, self.trainer.sae.decode(self.codes(x)))
 
     def n_active(self, x: Tensor) -> float:
-        return len(self.trainer.sae.encode(x).cols) / len(x)
+        return len(self.codes(x).cols) / len(x)
 
     def fired(self, x: Tensor) -> Tensor:
-        return self.trainer.sae.encode(x).cols.unique()
+        return self.codes(x).cols.unique()
+
+
+class OursAsPeers(Ours):
+    """vlascope with what the peers do: top-k over the batch (in held-out batches too) and equal weights of levels."""
+
+    def __init__(self, **shape: Any) -> None:
+        super().__init__(**shape, activation="batchtopk", weights=(1.0,) * len(shape["levels"]))
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Codes:
+        sae = self.trainer.sae
+        return sae._chosen(sae.normalize(x) - sae.b_dec, training=True, screen=None).active()
 
 
 class Dense:
@@ -303,6 +320,13 @@ SYSTEMS: dict[str, type] = {
     "dictionary_learning": DictionaryLearning,
     "sae_lens": SAELens,
     "overcomplete": Overcomplete,
+}
+AS_PEERS = "vlascope as peers"
+"""Among `SWEPT` only: the same trainer as "vlascope", so that the throughput of both is not asked twice."""
+SWEPT: dict[str, type] = {
+    "vlascope": Ours,
+    AS_PEERS: OursAsPeers,
+    **{name: SYSTEMS[name] for name in ("dictionary_learning", "sae_lens", "bussmann")},
 }
 
 

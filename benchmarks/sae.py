@@ -3,6 +3,7 @@
     python benchmarks/sae.py                     # throughput and loss on planted tokens, 256 -> 2048, k 16, batch 4096
     python benchmarks/sae.py --run RUN --site language.4      # the same on a run's patch tokens
     python benchmarks/sae.py --only quality --run RUN --site vision.5 --steps 400       # the same without times
+    python benchmarks/sae.py --only rates --run RUN --site vision.5 --steps 400 --latents 512   # several step sizes
     python benchmarks/sae.py --only memory       # peak memory of training on 400,000 x 2048 tokens
     python benchmarks/sae.py --only planted      # 512 true directions in superposition
     python benchmarks/sae.py --only dead --tokens 5000000
@@ -31,13 +32,14 @@ import torch
 import torch.nn.functional as F
 from _measure import cost
 from _record import RESULTS, environment
-from _sae_peers import MATRYOSHKA, SYSTEMS
+from _sae_peers import AS_PEERS, MATRYOSHKA, SWEPT, SYSTEMS
 from torch import Tensor
 
 from vlascope.files import read_json, write_json
 from vlascope.sim import wilson_interval
 
 LEVELS = (64, 256, 1024, 2048)
+RATES = (1.0, 2.0, 3.0, 5.0, 8.0)
 
 
 def planted(n_true: int, d: int, n_active: int, *, zipf: float, noise: float, seed: int = 0):
@@ -72,8 +74,8 @@ def run_tokens(path: str, site: str) -> tuple[Tensor, Tensor]:
     return out[0], out[1]
 
 
-def throughput(args: argparse.Namespace) -> dict[str, Any]:
-    """Return tokens per second and FVU after equal tokens for each system."""
+def data(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Return training and held-out tokens, centred and scaled."""
     if args.run:
         train, held = run_tokens(args.run, args.site)
         held = held[: 4 * args.batch]
@@ -83,11 +85,21 @@ def throughput(args: argparse.Namespace) -> dict[str, Any]:
         held = draw(2 * args.batch)
     mean = train.mean(0)
     scale = (train - mean).square().mean().sqrt()
-    train, held = (train - mean) / scale, (held - mean) / scale
+    return (train - mean) / scale, (held - mean) / scale
+
+
+def default_rate(n: int) -> float:
+    """Return the step size of n latents that trainers take when none is given."""
+    return 2e-4 / (n / 2**14) ** 0.5
+
+
+def throughput(args: argparse.Namespace) -> dict[str, Any]:
+    """Return tokens per second and FVU after equal tokens for each system."""
+    train, held = data(args)
     d = train.shape[1]
     n = args.latents or 8 * d
     levels = tuple(level for level in LEVELS if level < n) + (n,)
-    lr = args.lr or 2e-4 / (n / 2**14) ** 0.5
+    lr = args.lr or default_rate(n)
     systems, missing = {}, {}
     for name in args.systems:
         try:
@@ -142,6 +154,47 @@ def quality(args: argparse.Namespace) -> dict[str, Any]:
     nested = {n: found[n]["held_out_fvu"] for n in MATRYOSHKA if n in found}
     found["best_nested_peer"] = min(nested, key=lambda n: nested[n])
     return found
+
+
+def rates(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the held-out FVU of each system at several step sizes, and the best of each."""
+    train, held = data(args)
+    d = train.shape[1]
+    n = args.latents or 8 * d
+    levels = tuple(level for level in LEVELS if level < n) + (n,)
+    parts, out = held.split(args.batch), {}
+    for name, make in SWEPT.items():
+        rows = []
+        for factor in RATES:
+            try:
+                system = make(
+                    d=d, n=n, k=args.k, levels=levels, n_steps=args.steps, batch=args.batch, sample=train,
+                    lr=factor * default_rate(n),
+                )  # fmt: skip
+            except ImportError as error:
+                out.setdefault("missing", {})[name] = str(error)
+                break
+            order = torch.Generator().manual_seed(1)
+            for _ in range(args.steps):
+                system.step(train[torch.randint(0, len(train), (args.batch,), generator=order)])
+            rows.append(
+                {
+                    "rate": factor,
+                    "held_out_fvu": float(np.mean([system.fvu(part) for part in parts])),
+                    "l0": float(np.mean([system.n_active(part) for part in parts])),
+                }
+            )
+            print(name, rows[-1], flush=True)
+        if rows:
+            out[name] = {"rows": rows, "best": min(rows, key=lambda row: row["held_out_fvu"])}
+    peers = {name: out[name]["best"]["held_out_fvu"] for name in SWEPT if name in out and name in MATRYOSHKA}
+    out["best_peer"] = min(peers, key=lambda name: peers[name])
+    out["at_most_the_best_peer"] = out[AS_PEERS]["best"]["held_out_fvu"] <= min(peers.values())
+    out["setting"] = {
+        "d": d, "latents": n, "k": args.k, "batch": args.batch, "steps": args.steps, "levels": levels,
+        "lr": default_rate(n), "held_out_tokens": len(held), "data": args.site if args.run else "planted",
+    }  # fmt: skip
+    return out
 
 
 def recover(args: argparse.Namespace) -> dict[str, Any]:
@@ -312,6 +365,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
 SECTIONS = {
     "throughput": throughput,
     "quality": quality,
+    "rates": rates,
     "planted": recover,
     "dead": dead,
     "memory": memory,
