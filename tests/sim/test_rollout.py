@@ -16,6 +16,7 @@ def lazy(rgb, instruction):
 def test_wilson_interval_matches_the_textbook():
     assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert all(wilson_interval(0, n)[0] == 0.0 and wilson_interval(n, n)[1] == 1.0 for n in range(1, 60))
     assert wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
     with pytest.raises(InputError):
         wilson_interval(3, 2)
