@@ -166,3 +166,18 @@ def test_recoloured_images_keep_their_shape_and_change_their_colours():
     other = recolour(one)
     np.testing.assert_array_equal(other.image[..., 0], one.image[..., 2])
     np.testing.assert_array_equal(np.sort(other.image, axis=2), np.sort(one.image, axis=2))
+
+
+def test_a_mean_counts_the_units_that_have_a_value():
+    from vlascope.measure.means import MIN_UNITS, mean_result
+    from vlascope.measure.resample import units_of
+
+    units = units_of(["a", "a", "b", "c", "d", "e", "f"], over="episode")
+    values = np.array([1.0, 3.0, np.nan, 2.0, 2.0, 2.0, 2.0])
+    found = mean_result("m", values, units, unit="cm", controls={"still": 0.0})
+    assert (found.value, found.n, found.n_units, found.over) == (2.0, 6, 5, "episode")
+    assert found.interval is not None and found.controls == {"still": 0.0}
+    values[-1] = np.nan
+    fewer = mean_result("m", values, units, unit="cm")
+    assert fewer.n_units == MIN_UNITS - 1 and fewer.interval is None
+    assert mean_result("m", np.full(7, np.nan), units, unit="cm", reason="none moved").reason == "none moved"

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..measure.means import mean_result
 from ..measure.resample import bootstrap_mean
 from ..measure.result import Result, plain_json, table
 from ..progress import progress
 from .edits import ModelEdit
-from .effects import Baseline, Effect, effect, effect_results, mean_result
+from .effects import Baseline, Effect, effect, effect_results
 from .steer import Redirected, Steer, SteerLatents
 
 if TYPE_CHECKING:

@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..measure.resample import Units, bootstrap_mean, units_of
-from ..measure.result import Result, cannot_say
+from ..measure.means import mean_result
+from ..measure.resample import Units, units_of
+from ..measure.result import Result
 from .edits import ModelEdit
 
 if TYPE_CHECKING:
     from ..items import Item
     from ..models import Model, Response
-
-MIN_UNITS = 5
 
 
 @dataclass(frozen=True)
@@ -193,26 +192,6 @@ def read_log_probs(
             # The logits before a token say what it will be.
             out.append(logits[row, last - n - 1 : last - 1].float().log_softmax(-1).cpu())
     return out
-
-
-def mean_result(
-    name: str, values: NDArray[np.floating], units: Units, *, unit: str, seed: int = 0, **more: Any
-) -> Result:
-    """Return the mean of one number per item with its interval over independent units; "cannot say" without any."""
-    known = np.isfinite(values)
-    if not known.any():
-        return cannot_say(name, "it applies to none of the items", unit=unit, n=0, over=units.over)
-    here = units.take(np.flatnonzero(known))
-    return Result(
-        name=name,
-        value=float(values[known].mean()),
-        unit=unit,
-        n=int(known.sum()),
-        over=units.over,
-        n_units=here.n,
-        interval=bootstrap_mean(values[known], here, seed=seed) if here.n >= MIN_UNITS else None,
-        **more,
-    )
 
 
 def effect_results(found: Effect, base: Baseline, *, seed: int = 0) -> list[Result]:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..measure.means import MIN_UNITS
 from ..measure.resample import bootstrap_interval
 from ..measure.result import Result, cannot_say
 from .edits import Where
-from .effects import MIN_UNITS, Baseline, effect
+from .effects import Baseline, effect
 from .steer import SteerLatents, editing
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..measure.means import mean_result
 from ..measure.result import Result
 from ..progress import progress
 from .edits import ModelEdit
-from .effects import Baseline, effect, mean_result
+from .effects import Baseline, effect
 
 if TYPE_CHECKING:
     from ..models import Model

@@ -14,6 +14,7 @@ from ..items import Item
 from ..items.perturb import blur, desaturate, swap_image, swap_prompt
 from ..models.layout import KINDS
 from .findings import Finding, Row
+from .means import mean_result
 from .prompts import negate, paraphrase, swap_noun, swap_verb
 from .resample import Units, bootstrap_mean, units_of
 from .result import Result, cannot_say, number_text, plain_json, table
@@ -229,12 +230,13 @@ def sensitivity(
             still = np.nanmean(np.abs(again_actions - base_actions), axis=0)
             for j, dof in enumerate(action_names):
                 actions.append(
-                    _mean(
+                    mean_result(
                         f"{name} / {dof}",
                         steps[:, j],
                         here,
                         unit=unit_of[dof],
-                        again=float(still[j]),
+                        reason="no reply was a whole action",
+                        controls={AGAIN: float(still[j])},
                         seed=seed,
                     )
                 )
@@ -313,25 +315,8 @@ def _feature(
         return cannot_say(name, "all items have the same features here", n=len(rows), over=units.over)
     steps = np.linalg.norm(new - base[rows], axis=1) / typical
     still = float(np.linalg.norm(again, axis=1).mean() / typical)
-    return _mean(name, steps, units, unit="of the distance between items", again=still, seed=seed)
-
-
-def _mean(
-    name: str, values: NDArray[np.float64], units: Units, *, unit: str, again: float, seed: int
-) -> Result:
-    known = np.isfinite(values)
-    if not known.any():
-        return cannot_say(name, "no reply was a whole action", unit=unit, n=len(values), over=units.over)
-    return Result(
-        name=name,
-        value=float(values[known].mean()),
-        unit=unit,
-        n=int(known.sum()),
-        over=units.over,
-        n_units=units.n,
-        interval=bootstrap_mean(values, units, seed=seed),
-        controls={AGAIN: again},
-    )
+    unit = "of the distance between items"
+    return mean_result(name, steps, units, unit=unit, controls={AGAIN: still}, seed=seed)
 
 
 def _ratios(moved: Mapping[str, NDArray[np.float64]], units: Units, *, seed: int) -> tuple[Result, ...]:
