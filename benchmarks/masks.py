@@ -6,6 +6,9 @@ Records expert episodes on seeds that no training used (two objects each), takes
 mini-vla, cuts all its layers together as the report does (same defaults), and prints for several sites and K the
 mean best-overlap IoU of the two objects and the gripper. The control clusters the raw pixels of the very same
 patches with the same K. The first row is the report's default site and K: nothing was chosen on these frames.
+
+Beside it stands the default cut of one layer alone against full k-means (Lloyd's, over all patches) on the same
+tokens with the same K, each the mean over five seeds, with the interval of the paired difference over episodes.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from pathlib import Path
 
 import vlascope as vs
 from benchmarks._record import environment, save
-from vlascope.measure import best_overlap
+from vlascope.measure import best_overlap, evaluate
+from vlascope.measure.nave import MAX_FULL_ROWS
 from vlascope.sim import record_episodes
 from vlascope.views import report
 
 FRAMES_PER_EPISODE = 2
+ALONE = ("vision.0", "vision.5", "projector", "language.0", "language.2", "language.5")
 
 
 def main() -> None:
@@ -73,7 +78,30 @@ def main() -> None:
                 }
             )
             print(("default  " if len(results) == 1 else "         ") + found.summary())
-    path = save("masks", environment=env, results={"seed": args.seed, "rows": results})
+        n_patches = len(run.acts(site))
+        if n_patches > MAX_FULL_ROWS:
+            raise SystemExit(f"{n_patches} patches: k-means would be the mini-batch kind; take fewer frames.")
+        alone = []
+        for one in ALONE:
+            found = evaluate(
+                run,
+                sites=[one],
+                methods=["ncut", "kmeans"],
+                k=k,
+                scope="joint",
+                n_permutations=19,
+                n_starts=5,
+            )
+            methods = {name: by_score["best overlap"] for name, by_score in found.results.items()}
+            difference = found.difference("ncut", "kmeans", score="best overlap")
+            print(
+                one, k, *(methods[name].line() for name in methods), difference.line(), sep="\n  ", flush=True
+            )
+            scores = {name: result.to_json() for name, result in methods.items()}
+            alone.append({"site": one, "k": k, **scores, "difference": difference.to_json()})
+    path = save(
+        "masks", environment=env, results={"seed": args.seed, "rows": results, "one_layer_alone": alone}
+    )
     print(f"saved {path}")
 
 
