@@ -34,7 +34,8 @@ class Ours:
 
     def __init__(
         self, *, d: int, n: int, k: int, levels: tuple[int, ...], n_steps: int, batch: int, sample: Tensor, lr: float,
-        precision: Literal["float32", "bfloat16"] = "float32", activation: Activation = "topk", weights: tuple[float, ...] = (),
+        precision: Literal["float32", "bfloat16"] = "float32", activation: Activation = "topk",
+        weights: tuple[float, ...] = (),
     ) -> None:  # fmt: skip
         self.trainer = SAETrainer(
             SAEConfig(d_in=d, n_latents=n, k=k, levels=levels, level_weights=weights, activation=activation),

@@ -54,6 +54,16 @@ def test_only_the_decorrelated_latent_is_found_and_validated():
     assert len(found.table()) == 1
 
 
+def test_a_latent_that_falls_silent_is_validated_as_well():
+    design = labels(20)
+    x = latents(design, seed=0, effect=2.5)
+    x[:, 3] = x[:, 3].max() - x[:, 3]
+    found = discover_arrays(x, design, levels=(4, 60), n_permutations=199, n_shuffles=0)
+    (one,) = found.found
+    assert one.latent == 3 and one.effect < -1 and one.interval[1] < -1
+    assert one.validated and one.held_out > 0.8
+
+
 def test_power_and_false_discoveries():
     """Planted effects are found; with no effect at all, any find is false."""
     design = labels(15)

@@ -86,6 +86,20 @@ def test_planted_directions_are_found(activation, share):
     torch.testing.assert_close(norms, torch.ones(160))
 
 
+def test_the_threshold_of_a_short_training_is_that_of_its_last_weights():
+    """A mean over a hundred steps would still hold the large pre-activations of the first ones."""
+    _, tokens = planted(97, 53, 3)
+    trainer = SAETrainer(
+        SAEConfig(d_in=53, n_latents=160, k=3, levels=(32, 64), activation="batchtopk"),
+        TrainConfig(batch=512, lr=6e-3),
+        n_steps=60,
+        sample_td=tokens(2048),
+    )
+    for _ in range(60):
+        trainer.step(tokens(512))
+    assert evaluate(trainer.sae, [tokens(4000).numpy()]).levels[-1].l0 == pytest.approx(3, rel=0.1)
+
+
 def test_dead_latents_are_revived_at_every_level():
     _, tokens = planted(60, 31, 3)
     silent = {}

@@ -15,7 +15,7 @@ from .config import SAEConfig
 from .kernel import CountActive, GroupDecode, JumpReLU, NestedLoss, Pattern, SparseEncode, make_pattern
 from .select import Selector
 
-THRESHOLD_MEMORY = 0.99
+THRESHOLD_MEMORY = 0.9
 """Share of the old value that batchtopk's running threshold keeps at each step."""
 
 
