@@ -21,6 +21,7 @@ from vlascope.measure.multiple import benjamini_hochberg
 from vlascope.measure.resample import (
     bootstrap_interval,
     bootstrap_mean,
+    percentile_interval,
     permutation_test,
     shuffled,
     units_of,
@@ -205,3 +206,18 @@ def test_balanced_accuracy_by_hand():
     truth, guess = np.array([0, 0, 0, 0, 1]), np.array([0, 0, 0, 1, 1])
     assert balanced_accuracy(truth, guess, n_classes=2) == pytest.approx((0.75 + 1) / 2)
     assert balanced_accuracy(truth, guess, n_classes=3) == pytest.approx((0.75 + 1) / 2)
+
+
+def test_intervals_of_few_units_are_wider():
+    values = np.random.default_rng(0).normal(size=20_000)
+    plain = percentile_interval(values)
+    assert plain is not None and percentile_interval(values, n_units=100_000) == pytest.approx(
+        plain, rel=1e-3
+    )
+    for n, reach in (
+        (23, 2.120),
+        (5, 3.104),
+    ):  # sqrt(n / (n - 1)) times Student's quantile with n - 1 degrees
+        wide = percentile_interval(values, n_units=n)
+        assert wide is not None and wide[1] - wide[0] == pytest.approx(2 * reach, rel=0.05), n
+    assert percentile_interval(values, n_units=1) == (values.min(), values.max())

@@ -94,7 +94,9 @@ class Evaluation:
         if a.value is None or b.value is None:
             return cannot_say(name, a.reason or b.reason, unit=a.unit, n=a.n, over=a.over)
         draws = self._draws.get((method, score)), self._draws.get((other, score))
-        interval = None if draws[0] is None or draws[1] is None else percentile_interval(draws[0] - draws[1])
+        interval = None
+        if draws[0] is not None and draws[1] is not None:
+            interval = percentile_interval(draws[0] - draws[1], n_units=a.n_units)
         return replace(
             a, name=name, value=a.value - b.value, interval=interval, controls={}, p=None, p_adjusted=None
         )

@@ -139,12 +139,29 @@ def bootstrap_mean(
     return percentile_interval(means, level=level)
 
 
-def percentile_interval(values: NDArray[np.floating], *, level: float = 0.95) -> tuple[float, float] | None:
-    """Return the central interval of finite bootstrap values; None when fewer than half are finite."""
+def percentile_interval(
+    values: NDArray[np.floating], *, level: float = 0.95, n_units: int | None = None
+) -> tuple[float, float] | None:
+    """Return the central interval of finite bootstrap values; None when fewer than half are finite.
+
+    Args:
+        values: Bootstrap values.
+        level: Coverage.
+        n_units: How many units were resampled: widens the interval as Student's t does, because that of few units is
+            too narrow (with 23, it misses the truth in 8 of 100 cases instead of 5). None leaves it as it is.
+
+    References: expanded percentiles: T. Hesterberg, 2015, doi:10.1080/00031305.2015.1089789.
+    """
     finite = values[np.isfinite(values)]
     if len(finite) < max(2, len(values) / 2):
         return None
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    tail = (1 - level) / 2
+    if n_units is not None:
+        from scipy.stats import norm, t
+
+        reach = np.sqrt(n_units / (n_units - 1)) * t.ppf(tail, n_units - 1) if n_units > 1 else -np.inf
+        tail = float(norm.cdf(reach))
+    low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
 
 
