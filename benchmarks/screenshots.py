@@ -99,7 +99,7 @@ def shoot(one: str, two: str, out: Path) -> None:
                 page.wait_for_timeout(400)
                 keep("app-label")
                 go(one + "#item=20&site=language.2&color=groups&k=10&panel=edit&edit.kind=group&edit.group=8"
-                   "&edit.strength=1&edit.frames=8")  # fmt: skip
+                   "&edit.strength=1&edit.frames=8&edit.curve=true")  # fmt: skip
                 page.locator("#try").click()
                 page.wait_for_selector("#edits .result:not([hidden])", timeout=180_000)
                 settle(page)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from app_runs import client_of
@@ -45,7 +47,8 @@ def agreement(answer, true, *, k):
     some = (answer > 0) | (true > 0)
     likest = np.argsort(-true)[:k]
     found = answer[likest] >= np.sort(answer)[-k]  # equal bytes are equally bright
-    return spearmanr(answer[some], np.maximum(true[some], 0)).statistic, found.mean()
+    rank: Any = spearmanr(answer[some], np.maximum(true[some], 0))
+    return rank.statistic, found.mean()
 
 
 def test_the_layer_on_screen_is_exact(ask, vla_book):

@@ -15,8 +15,10 @@ def choose(d, field, value):
 
 def finished(d):
     d.until(
-        "document.querySelector('#try').disabled === false && document.querySelector('#edits .result h3')"
+        "document.querySelector('#edits .error') || "
+        "(document.querySelector('#try').disabled === false && document.querySelector('#edits .result h3'))"
     )
+    assert d.page.locator("#edits .error").all_inner_texts() == []
     d.settle()
 
 
@@ -50,6 +52,25 @@ def test_steer_to_what_was_clicked_and_see_before_and_after(drive, vla_book):
     d.page.get_by_role("button", name="Clear", exact=True).last.click()
     d.settle()
     assert d.page.locator("#stage figcaption").all_inner_texts() == ["input", "concepts"]
+
+
+def test_the_curve_of_dose_and_response_stands_beside_its_controls(drive, vla_book):
+    d = drive([vla_book])
+    d.page.goto("about:blank")
+    link = "#item=1&panel=edit&edit.kind=group&edit.group=1&edit.strength=3&edit.frames=1&edit.curve=true"
+    d.open(d.url + link)
+    assert d.page.locator('[data-field="curve"]').is_checked() and d.value("edit.curve") == "true"
+    d.page.locator("#try").click()
+    finished(d)
+    curve = d.page.locator("#edits svg.dose")
+    assert "at strength 4.5 it moves" in curve.get_attribute("aria-label")
+    assert "controls of the same length at most" in curve.get_attribute("aria-label")
+    assert curve.locator("circle").count() == 6  # five strengths, and nothing at 0
+    box, panel = curve.bounding_box(), d.page.locator("#edits").bounding_box()
+    assert panel["x"] <= box["x"] and box["x"] + box["width"] <= panel["x"] + panel["width"]
+    heights = [float(c.get_attribute("cy")) for c in curve.locator("circle").all()]
+    assert max(heights) == heights[2] and min(heights) < max(heights) - 20  # 0 moves nothing, the others do
+    assert curve.locator(".band").bounding_box()["height"] > 2
 
 
 def test_knock_out_by_a_link_and_stop(drive, vla_book):
@@ -97,6 +118,10 @@ def test_axe_finds_nothing_serious_in_the_panel(drive, vla_book, scheme):
     choose(d, "frames", "1|episode")
     d.page.locator("#try").click()
     finished(d)
+    choose(d, "kind", "group")
+    d.page.locator('[data-field="curve"]').check()
+    d.page.locator("#try").click()
+    d.until("document.querySelector('#edits svg.dose')")
     for kind in ("attention", "group", "words", "module"):
         choose(d, "kind", kind)
         assert d.axe() == [], kind

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from app_runs import client_of
 
-from vlascope.app.edits import Ask, make_edit
+from vlascope.app.edits import make_edit
 from vlascope.app.job import Cancelled, Job, Jobs
 from vlascope.app.nearest import nearest_tokens
+from vlascope.app.questions import Ask, Pick
 from vlascope.app.run_model import RunModel, run_item
 from vlascope.app.trial import try_edit
 from vlascope.errors import InputError, ModelNotFoundError
@@ -46,14 +48,22 @@ def test_before_and_after_are_the_models_own_actions_in_centimetres(vla_book, mi
     for i, name in enumerate("xyz"):
         assert rows[name]["before"] == pytest.approx(100 * before.action[i], abs=1e-3)
         assert rows[name]["after"] == pytest.approx(100 * after.action[i], abs=1e-3)
-    assert found.facts["kl"] > 0.05 and "nothing to compare" in found.facts["verdict"]
+    # Compared with hiding other kinds of tokens from the action.
+    assert found.facts["kl"] > 0.05 and "cuts of other tokens or blocks" in found.facts["verdict"]
+    assert found.facts["dose"] is None and len(found.facts["control_kl"]) >= 1
     assert found.facts["words"]["before"] != found.facts["words"]["after"]
 
 
 def test_steering_is_compared_with_directions_of_its_length(vla_book):
     found = outcome(
         vla_book,
-        Ask(kind="tokens", site="language.2", clicks=((5, True), (9, False)), controls=3, strength=3),
+        Ask(
+            kind="tokens",
+            site="language.2",
+            clicks=[Pick(token=5), Pick(token=9, positive=False)],
+            controls=3,
+            strength=3,
+        ),
     )
     assert len(found.facts["control_kl"]) == 3 and "3 random directions" in found.facts["verdict"]
     wild = outcome(
@@ -69,6 +79,40 @@ def test_steering_is_compared_with_directions_of_its_length(vla_book):
     assert all(
         row["interval"] is None for row in found.facts["rows"]
     )  # one episode: nothing independent to resample
+
+
+def test_a_cut_is_compared_with_cuts_of_other_tokens_and_other_blocks(vla_book, mini_vla):
+    items = [run_item(vla_book.run, 0)]
+    made: Any = make_edit(vla_book, mini_vla, Ask(kind="attention"), items=items)
+    wide, others = made
+    assert wide.source == "patch"
+    assert {one.source for one in others} >= {"text"} and {one.reader for one in others} == {"action"}
+    assert not {one.source for one in others} & {"patch", "action"}
+    made = make_edit(vla_book, mini_vla, Ask(kind="attention", blocks="language.3"), items=items)
+    _, others = made
+    assert [one.blocks for one in others if one.source == "patch"][:2] == ["language.0", "language.1"]
+    assert make_edit(vla_book, mini_vla, Ask(kind="attention", controls=0), items=items)[1] == []
+
+
+def test_the_curve_of_dose_and_response_is_that_of_each_strength_alone(vla_book):
+    ask = {"kind": "group", "site": "vision.5", "k": 4, "group": 1, "controls": 4}
+    job = Job(number=1)
+    found = outcome(vla_book, Ask(**ask, strength=3, doses=[-3, 0, 1.5, 3, 6]), job=job).facts["dose"]
+    assert found["unit"] == "cm" and [p["strength"] for p in found["points"]] == [-3, 1.5, 3, 6]
+    assert [len(p["controls"]) for p in found["points"]] == [
+        3,
+        3,
+        3,
+        3,
+    ]  # as long as the steering, of the same seed
+    assert job.done == job.total - 1  # the last step begins, then it is done
+    alone = outcome(vla_book, Ask(**ask, strength=6, doses=[3])).facts
+    assert alone["dose"]["points"] == [p for p in found["points"] if p["strength"] in (3, 6)]
+    assert alone["dose"]["points"][1]["shift"] > 0.1
+    # The root mean square of lengths is at least the length of the mean move.
+    mean = np.linalg.norm([row["move"] for row in alone["rows"] if row["unit"] == "cm"])
+    assert alone["dose"]["points"][1]["shift"] >= mean - 1e-3
+    assert outcome(vla_book, Ask(**ask, strength=3)).facts["dose"] is None
 
 
 def test_a_module_is_compared_with_its_like_in_other_blocks(vla_book, mini_vla):
@@ -88,7 +132,7 @@ def test_a_module_is_compared_with_its_like_in_other_blocks(vla_book, mini_vla):
     ("ask", "message"),
     [
         (Ask(kind="tokens", site="vision.5"), "click a patch"),
-        (Ask(kind="tokens", site="vision.5", clicks=((10**6, True),)), "no token"),
+        (Ask(kind="tokens", site="vision.5", clicks=[Pick(token=10**6)]), "no token"),
         (Ask(kind="group", site="vision.5", k=3), "k = 4"),
         (Ask(kind="group", site="vision.5", k=4, group=9), "concept 10"),
         (Ask(kind="words", site="language.2", away_from="red", to=""), "two words"),

@@ -1,5 +1,6 @@
 // The panel of edits: what shall be done to the model, how far the trial is, and what came of it.
 import { h } from "./dom";
+import { doseCurve } from "./dose";
 import type { Edits } from "./edits";
 import type { Scene } from "./paint";
 import type { Store, View } from "./store";
@@ -44,7 +45,7 @@ export class EditPanel {
     if (this.root.hidden) return;
     this.edits.open();
     const { edit, site, k, query, clicks } = scene.view;
-    const key = JSON.stringify([edit.kind, edit.where, edit.mean, edit.scope, edit.frames, edit.source, edit.reader, edit.group,
+    const key = JSON.stringify([edit.kind, edit.where, edit.mean, edit.curve, edit.scope, edit.frames, edit.source, edit.reader, edit.group,
       edit.dictionary, site, k, query, clicks, this.edits.choices, scene.data.groupColors(0, k).length]);
     if (key !== this.key) {
       this.key = key;
@@ -99,6 +100,8 @@ export class EditPanel {
     if (steers) {
       if (edit.kind !== "latent" && edit.kind !== "tokens") rows.push(row("At", h("span", {}, `${view.site} (the shown layer)`)));
       rows.push(row("Tokens", this.choose("where", WHERE)), row("Strength", ...this.strength()));
+      const curve = h("input", { type: "checkbox", "data-field": "curve", checked: edit.curve, change: () => this.set({ curve: curve.checked }) });
+      rows.push(row("Curve", h("label", {}, curve, h("span", {}, "four other strengths as well"))));
     }
     const frames = h("select", { "data-field": "frames", "aria-label": "Tried on", change: () => {
       const [n, scope] = frames.value.split("|");
@@ -184,6 +187,7 @@ export class EditPanel {
     this.result.hidden = !facts;
     if (!facts) return;
     const parts: (HTMLElement | null)[] = [h("div", {}, h("h3", {}, signs(facts.name)), h("p", {}, facts.verdict))];
+    if (facts.dose) parts.push(doseCurve(facts.dose));
     if (facts.rows.length) parts.push(table(facts));
     else if (facts.words) parts.push(h("p", { class: "note" }, `before: ${facts.words.before}`), h("p", {}, `after: ${facts.words.after}`));
     if (facts.rows.some((one) => one.before !== null && one.after === null)) {

@@ -1,6 +1,7 @@
 // Trying an edit of the model: asks the server to start, watches how far it is, keeps what came of it.
 import { getEdit, getEditChoices, getEditResult, startEdit, stopEdit } from "./api";
 import type { Data } from "./data";
+import { doses } from "./dose";
 import type { View } from "./store";
 import type { EditChoices, EditFacts, JobState } from "./types";
 
@@ -42,7 +43,7 @@ export class Edits {
     const ask = {
       run: run.key, item: view.item, kind: edit.kind, site, where: edit.where, strength: edit.strength, frames: edit.frames,
       scope: edit.scope, k: view.k, group: edit.group, away_from: edit.from, to: edit.to, dictionary: edit.dictionary,
-      latent: edit.latent, source: edit.source, reader: edit.reader, blocks: edit.blocks, mean: edit.mean,
+      doses: edit.curve && edit.kind !== "attention" && edit.kind !== "module" ? doses(edit.strength) : [], latent: edit.latent, source: edit.source, reader: edit.reader, blocks: edit.blocks, mean: edit.mean,
       clicks: edit.kind === "tokens"
         ? mine.map((c) => ({ run: run.key, site: c.site, token: c.token, positive: c.positive })) : [],
     };

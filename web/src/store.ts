@@ -25,7 +25,7 @@ export interface View {
 }
 
 export const NO_EDIT: EditForm = {
-  kind: "tokens", where: "patch", strength: 1, frames: 8, scope: "episode", group: 0, from: "", to: "", dictionary: "",
+  kind: "tokens", where: "patch", strength: 1, curve: false, frames: 8, scope: "episode", group: 0, from: "", to: "", dictionary: "",
   latent: 0, source: "patch", reader: "action", blocks: "language.*", module: "", mean: true,
 };
 const KINDS = ["tokens", "group", "words", "latent", "attention", "module"];

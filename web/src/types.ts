@@ -163,6 +163,8 @@ export interface EditForm {
   kind: EditKind;
   where: string;
   strength: number;
+  /** Whether other strengths are tried as well, for the curve of dose and response. */
+  curve: boolean;
   frames: number;
   scope: "episode" | "run";
   group: number;
@@ -206,6 +208,12 @@ export interface EditRow {
   control: number | null;
 }
 
+/** How far the answers move at each strength, beside controls whose changes are as long. */
+export interface Dose {
+  unit: string;
+  points: { strength: number; shift: number | null; controls: (number | null)[] }[];
+}
+
 export interface EditFacts {
   name: string;
   item: number;
@@ -217,5 +225,6 @@ export interface EditFacts {
   kl: number | null;
   control_kl: (number | null)[];
   verdict: string;
+  dose: Dose | null;
   layers: { site: string; moved: number; far: number }[];
 }

@@ -43,7 +43,6 @@ def add_edit_routes(api: Any, book_of: Callable[[str], RunBook], *, clean: Calla
     @api.post("/api/edits", status_code=202)
     def post_edit(body: EditAsk) -> JSONResponse:
         """Start trying an edit; one at a time."""
-        from .edits import Ask
         from .trial import try_edit
 
         book = book_of(body.run)
@@ -51,10 +50,8 @@ def add_edit_routes(api: Any, book_of: Callable[[str], RunBook], *, clean: Calla
             book.site(body.site)
         if any(c.run != body.run or c.site != body.site for c in body.clicks):
             raise InputError("the clicks are at another layer; steer at theirs, or click at this one.")
-        fields = {name: getattr(body, name) for name in Ask.__dataclass_fields__ if name != "clicks"}
-        ask = Ask(**fields, clicks=tuple((c.token, c.positive) for c in body.clicks))
         items = edit_items(book, body.item, frames=body.frames, scope=body.scope)
-        job = jobs.start(partial(_work, book, ask, items, try_edit))
+        job = jobs.start(partial(_work, book, body, items, try_edit))
         if job is None:
             raise HTTPException(409, "another edit is being tried; wait for it, or stop it")
         return JSONResponse(job.to_json(), status_code=202, headers=_NO_STORE)
@@ -96,16 +93,13 @@ def _work(book: RunBook, ask: Any, items: list[int], try_edit: Any, job: Any) ->
 
 def edit_choices(book: RunBook) -> dict[str, Any]:
     """Return what can be tried on a run's model, as far as the run tells without loading it."""
-    from ..models.layout import KINDS
-    from .edits import dictionary_folders
+    from .edits import dictionary_folders, token_kinds
 
     run = book.run
-    has_words = "language" in run.layouts
-    kinds = [KINDS[i] for i in np.unique(np.asarray(run.tokens("language").kind))] if has_words else []
     words = dict.fromkeys(word.strip(".,?!") for p in book.items["prompts"] if p for word in p.split())
     blocks = [name for name in run.sites if name.split(".")[-1].isdigit()]
     return {
-        "kinds": kinds,
+        "kinds": token_kinds(book),
         "words": list(words)[:_MAX_WORDS],
         "modules": [f"{name}.{part}" for name in blocks for part in ("attn", "mlp")],
         "dictionaries": [folder.name for folder in dictionary_folders(book)],

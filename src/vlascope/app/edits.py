@@ -3,68 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, SiteNotFoundError
 from .book import RunBook
+from .questions import Ask
 
 if TYPE_CHECKING:
-    from ..act import ModelEdit, SteerDirection, SteerLatents
+    from ..act import CutAttention, ModelEdit, SteerDirection, SteerLatents
     from ..items import Item
     from ..models import Model
 
-Kind = Literal["tokens", "group", "words", "latent", "attention", "module"]
-
 SAMPLE_ROWS = 8192
 """Tokens of a site that means and units are measured on, evenly spread."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ask:
-    """What shall be done to the model.
-
-    Attributes:
-        kind: Steer along clicked "tokens", a "group" of the cut, from word to word ("words"), along a "latent"; or cut
-            "attention", remove a "module".
-        site: Where to steer, or the module to remove.
-        clicks: Tokens of the site and whether they are positive (kind "tokens").
-        k, group: Which group (kind "group").
-        away_from, to: Which words (kind "words").
-        dictionary, latent: Name of a folder of the run, and which latent (kind "latent").
-        source, reader, blocks: Who must not look at whom, and where (kind "attention").
-        mean: Put the module's mean in its place instead of zero (kind "module").
-        where: Which tokens are steered, see `vlascope.act.edits.WHERE`.
-        strength: How far, in units of the direction (see `vlascope.act.steer`).
-        controls: Random directions, or other modules, to compare with.
-        seed: Draws them.
-    """
-
-    kind: Kind
-    site: str = ""
-    clicks: Sequence[tuple[int, bool]] = ()
-    k: int = 0
-    group: int = 0
-    away_from: str = ""
-    to: str = ""
-    dictionary: str = ""
-    latent: int = 0
-    source: str = "patch"
-    reader: str = "action"
-    blocks: str = "language.*"
-    mean: bool = False
-    where: str = "patch"
-    strength: float = 2.0
-    controls: int = 8
-    seed: int = 0
-
-    @property
-    def steers(self) -> bool:
-        """Whether it pushes tokens along a direction (which has controls of the same length)."""
-        return self.kind not in ("attention", "module")
 
 
 def make_edit(
@@ -85,7 +40,8 @@ def make_edit(
     from ..act import Ablate, CutAttention, mean_values, random_directions
 
     if ask.kind == "attention":
-        return CutAttention(source=ask.source, reader=ask.reader, blocks=ask.blocks), []
+        cut = CutAttention(source=ask.source, reader=ask.reader, blocks=ask.blocks)
+        return cut, list(_other_cuts(book, model, cut)[: ask.controls])
     if ask.kind == "module":
         names = [site.name for site in model.resolve(ask.site)]
         others = _same_elsewhere(model, names[0])[: ask.controls] if len(names) == 1 else []
@@ -134,10 +90,10 @@ def _between(
 def _clicked(book: RunBook, ask: Ask) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
     """Return the clicked tokens, and those to steer away from: clicked as negative, else all of the site."""
     book.site(ask.site)
-    for token, _ in ask.clicks:
-        book.row_at(ask.site, token)
-    near = np.array([token for token, positive in ask.clicks if positive], np.int64)
-    far = np.array([token for token, positive in ask.clicks if not positive], np.int64)
+    for one in ask.clicks:
+        book.row_at(ask.site, one.token)
+    near = np.array([one.token for one in ask.clicks if one.positive], np.int64)
+    far = np.array([one.token for one in ask.clicks if not one.positive], np.int64)
     if not len(near):
         raise InputError("click a patch or word first: it says which way to steer.")
     if not len(far):
@@ -195,6 +151,25 @@ def dictionary_folders(book: RunBook) -> list[Any]:
     """Return the folders of the dictionaries that were trained on this run, by name."""
     found = (book.run.path / "derived").glob("sae-*/cfg.json")
     return sorted(path.parent for path in found if not path.parent.is_symlink())
+
+
+def token_kinds(book: RunBook) -> list[str]:
+    """Return the kinds of tokens that the language model of a run reads."""
+    from ..models.layout import KINDS
+
+    if "language" not in book.run.layouts:
+        return []
+    return [KINDS[i] for i in np.unique(np.asarray(book.run.tokens("language").kind))]
+
+
+def _other_cuts(book: RunBook, model: Model, cut: CutAttention) -> Sequence[CutAttention]:
+    """Return what a cut is compared with: other tokens hidden from the same reader, the same ones in another block."""
+    kinds = [kind for kind in token_kinds(book) if kind not in (cut.source, "action")]
+    out = [replace(cut, source=kind) for kind in kinds]
+    names = [site.name for site in model.resolve(cut.blocks)]
+    if len(names) == 1:
+        out += [replace(cut, blocks=name) for name in _same_elsewhere(model, names[0])]
+    return out
 
 
 def _same_elsewhere(model: Model, name: str) -> list[str]:

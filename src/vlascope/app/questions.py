@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_CLICKS = 64
 MAX_FRAMES = 64
+MAX_DOSES = 12
 
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -19,16 +21,22 @@ K = Annotated[int, Field(ge=1, le=65_535)]
 PaletteMethod = Literal["tsne", "umap", "mspace", "pca"]
 Likeness = Literal["concepts", "features"]
 Word = Annotated[str, StringConstraints(max_length=60)]
+Strength = Annotated[float, Field(ge=-32, le=32)]
 
 
-class Click(BaseModel):
-    """One clicked token."""
+class Pick(BaseModel):
+    """A token of a site, and whether it speaks for or against."""
 
     model_config = ConfigDict(extra="forbid")
-    run: Key
-    site: SiteName
     token: Number
     positive: bool = True
+
+
+class Click(Pick):
+    """One clicked token."""
+
+    run: Key
+    site: SiteName
 
 
 class Mask(BaseModel):
@@ -50,15 +58,30 @@ class Verdict(BaseModel):
     reason: str = Field(default="", max_length=400)
 
 
-class EditAsk(BaseModel):
-    """An edit of the model, and the items that it is tried on; see `vlascope.app.edits.Ask`."""
+class Ask(BaseModel):
+    """What shall be done to the model.
+
+    Attributes:
+        kind: Steer along clicked "tokens", a "group" of the cut, from word to word ("words"), along a "latent"; or cut
+            "attention", remove a "module".
+        site: Where to steer, or the module to remove.
+        clicks: Tokens of the site (kind "tokens").
+        k, group: Which group (kind "group").
+        away_from, to: Which words (kind "words").
+        dictionary, latent: Name of a folder of the run, and which latent (kind "latent").
+        source, reader, blocks: Who must not look at whom, and where (kind "attention").
+        mean: Put the module's mean in its place instead of zero (kind "module").
+        where: Which tokens are steered, see `vlascope.act.edits.WHERE`.
+        strength: How far, in units of the direction (see `vlascope.act.steer`).
+        doses: Other strengths at which it is tried as well, for the curve of dose and response.
+        controls: Random directions, other modules or random tokens, to compare with.
+        seed: Draws them.
+    """
 
     model_config = ConfigDict(extra="forbid")
-    run: Key
-    item: Number
     kind: Literal["tokens", "group", "words", "latent", "attention", "module"]
     site: str = Field(default="", max_length=200)
-    clicks: list[Click] = Field(default=[], max_length=MAX_CLICKS)
+    clicks: Annotated[Sequence[Pick], Field(max_length=MAX_CLICKS)] = ()
     k: Number = 0
     group: Number = 0
     away_from: Word = ""
@@ -70,8 +93,22 @@ class EditAsk(BaseModel):
     blocks: SiteName = "language.*"
     mean: bool = False
     where: Word = "patch"
-    strength: float = Field(default=2.0, ge=-32, le=32)
-    frames: int = Field(default=1, ge=1, le=MAX_FRAMES)
-    scope: Literal["episode", "run"] = "episode"
+    strength: Strength = 2.0
+    doses: Annotated[Sequence[Strength], Field(max_length=MAX_DOSES)] = ()
     controls: int = Field(default=8, ge=0, le=32)
     seed: Number = 0
+
+    @property
+    def steers(self) -> bool:
+        """Whether it pushes tokens along a direction (which has controls of the same length)."""
+        return self.kind not in ("attention", "module")
+
+
+class EditAsk(Ask):
+    """An edit of a run's model, and the items that it is tried on."""
+
+    run: Key
+    item: Number
+    clicks: Annotated[Sequence[Click], Field(max_length=MAX_CLICKS)] = ()
+    frames: int = Field(default=1, ge=1, le=MAX_FRAMES)
+    scope: Literal["episode", "run"] = "episode"

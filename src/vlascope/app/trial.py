@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ..views.robot import MOVES, episode_action
 from .book import RunBook
-from .edits import Ask, make_edit
+from .edits import make_edit
 from .job import Job
 from .nearest import nearest_tokens
+from .questions import Ask
 from .run_model import RunModel, run_item
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from ..models import Model, Response
 
 BATCH = 8
+
+DOSE_CONTROLS = 3
+"""Controls at each of the other strengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +58,10 @@ def try_edit(book: RunBook, source: RunModel, ask: Ask, *, items: Sequence[int],
         Cancelled: the job was stopped.
         VlascopeError: the model cannot be loaded, or the edit cannot be made.
 
-    Cost: two passes per item, for the edit and for each control.
+    Cost: two passes per item, for the edit and for each control; the same for every other strength.
     """
     rows = [run_item(book.run, index) for index in items]
+    doses = sorted({float(d) for d in ask.doses} - {0.0, ask.strength}) if ask.steers else []
     job.step(
         "loading the model" if not source.is_loaded else "checking the model", done=0, total=ask.controls + 4
     )
@@ -64,7 +69,8 @@ def try_edit(book: RunBook, source: RunModel, ask: Ask, *, items: Sequence[int],
     with _stoppable(model, job):
         job.step("the model as it is", done=1)
         edit, controls = make_edit(book, model, ask, items=rows)
-        job.step("the model as it is", done=1, total=len(controls) + 4)
+        n_more = len(doses) * (1 + min(DOSE_CONTROLS, len(controls)))
+        job.step("the model as it is", done=1, total=len(controls) + n_more + 4)
         trial = _Trial(model, rows)
         job.step(f"with the edit: {edit.name}")
         found = trial.under(edit)
@@ -72,6 +78,7 @@ def try_edit(book: RunBook, source: RunModel, ask: Ask, *, items: Sequence[int],
         for number, control in enumerate(controls):
             job.step(f"control {number + 1} of {len(controls)}")
             others.append(trial.under(control))
+        curve = _dose(trial, edit, found, list(zip(controls, others, strict=True)), ask, doses, job)
         job.step("its tokens under the edit")
         nearest, layers = _tokens_under(book, model, edit, rows[0], row=items[0])
     facts = {
@@ -80,10 +87,50 @@ def try_edit(book: RunBook, source: RunModel, ask: Ask, *, items: Sequence[int],
         "item": int(items[0]),
         "n_items": len(rows),
         "as_captured": _as_captured(book, items[0], trial.before[0]) if trial.before else None,
-        **trial.facts(found, others, steers=ask.steers),
+        **trial.facts(found, others, kind=ask.kind),
+        "dose": curve,
         "layers": layers,
     }
     return Outcome(facts=facts, nearest=nearest)
+
+
+def _dose(
+    trial: _Trial,
+    edit: Any,
+    found: Any,
+    controls: Sequence[tuple[Any, Any]],
+    ask: Ask,
+    doses: Sequence[float],
+    job: Job,
+) -> dict[str, Any] | None:
+    """Return how far the answers move at each strength, beside controls whose changes are as long; None without any.
+
+    Args:
+        trial: The items.
+        edit, found: The steering at the strength that was asked for, and what it did.
+        controls: The same for its controls.
+        ask: What was asked.
+        doses: The other strengths.
+        job: Told of the progress.
+    """
+    some = controls[:DOSE_CONTROLS]
+    points = {ask.strength: (trial.shift(found), [trial.shift(one) for _, one in some])}
+    for dose in doses:
+        job.step(f"strength {dose:g}")
+        shift = trial.shift(trial.under(edit.scaled(dose)))
+        beside = []
+        for number, (control, _) in enumerate(some):
+            job.step(f"strength {dose:g}, control {number + 1} of {len(some)}")
+            beside.append(trial.shift(trial.under(control.scaled(dose))))
+        points[dose] = (shift, beside)
+    if not doses or any(shift is None for shift, _ in points.values()):
+        return None
+    return {
+        "unit": trial.shift_unit,
+        "points": [
+            {"strength": at, "shift": points[at][0], "controls": points[at][1]} for at in sorted(points)
+        ],
+    }
 
 
 class _Trial:
@@ -127,7 +174,31 @@ class _Trial:
         with edit.on(self.model):
             return self._replies()
 
-    def facts(self, found: Any, others: Sequence[Any], *, steers: bool) -> dict[str, Any]:
+    @property
+    def shift_unit(self) -> str:
+        """What `shift` is measured in."""
+        if self._dofs().any():
+            return "cm"
+        return "action" if self.before and self.before[0].action is not None else "nats per token"
+
+    def shift(self, found: Any) -> float | None:
+        """Return how far the answers move, over all items: the hand (root mean square), else the distribution."""
+        if found is None:
+            return None
+        if self.shift_unit == "nats per token":
+            return None if self.base is None else _mean(found.kl)
+        some = self._dofs()
+        moves = self._moves(found)[:, some] * 100 if some.any() else self._moves(found)
+        lengths = np.sqrt(np.square(moves).sum(1))
+        return _number(np.sqrt(np.nanmean(np.square(lengths)))) if np.isfinite(lengths).any() else None
+
+    def _dofs(self) -> NDArray[np.bool_]:
+        """Return which degrees of freedom move the hand, bool [dof]."""
+        action = self.before[0].action if self.before else None
+        names = self.before[0].action_names if action is not None else ()
+        return np.array([name in MOVES for name in names], bool)
+
+    def facts(self, found: Any, others: Sequence[Any], *, kind: str) -> dict[str, Any]:
         """Return rows per degree of freedom, answers in words and a verdict."""
         if found is None:
             return {"rows": [], "words": None, "changed": None, "kl": None, "control_kl": [],
@@ -145,7 +216,7 @@ class _Trial:
             "changed": round(1 - float(np.mean(same)), 4),
             "kl": kl,
             "control_kl": control_kl,
-            "verdict": _verdict(kl, control_kl, moves, control_moves, n=len(self.items), steers=steers),
+            "verdict": _verdict(kl, control_kl, moves, control_moves, n=len(self.items), kind=kind),
         }
 
     def _moves(self, found: Any) -> NDArray[np.float64]:
@@ -169,7 +240,7 @@ def _rows(
     units: Units,
 ) -> list[dict[str, Any]]:
     """Return a row per degree of freedom: before, after, mean move with interval, and the controls' largest."""
-    from ..act.effects import MIN_UNITS
+    from ..measure.means import MIN_UNITS
     from ..measure.resample import bootstrap_mean
 
     if first.action is None:
@@ -205,10 +276,13 @@ def _verdict(
     controls: Sequence[NDArray[np.float64]],
     *,
     n: int,
-    steers: bool,
+    kind: str,
 ) -> str:
     """Return in a sentence whether the edit does more than its controls, and how much that is worth."""
-    kind = "random directions of the same length" if steers else "modules of its kind in other blocks"
+    like = {
+        "attention": "cuts of other tokens or blocks",
+        "module": "modules of its kind in other blocks",
+    }.get(kind, "random directions of the same length")
     if kl is not None:
         value, others = kl, [v for v in control_kl if v is not None]
         said = f"moves the answer's distribution by {kl:.2g} nats per token"
@@ -224,8 +298,8 @@ def _verdict(
     reached = sum(one >= value for one in others)
     most = max(others)
     if reached == 0:
-        return f"It {said} {on}, more than any of {len(others)} {kind} (most: {most:.2g})."
-    return f"It {said} {on}; {reached} of {len(others)} {kind} do as much (most: {most:.2g})."
+        return f"It {said} {on}, more than any of {len(others)} {like} (most: {most:.2g})."
+    return f"It {said} {on}; {reached} of {len(others)} {like} do as much (most: {most:.2g})."
 
 
 def _tokens_under(
