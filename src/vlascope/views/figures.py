@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MAX_ROWS = 12
 """Rows of one measure that are shown at once; the others are folded away."""
 
+BARELY = 0.05
+"""Share of an axis."""
 ROW_WIDTH, ROW_HEIGHT = 220, 20
 LAYER_WIDTH, LAYER_HEIGHT = 520, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 14, 40
@@ -85,13 +87,19 @@ def finding_view(finding: Finding) -> FindingView:
     )
     return FindingView(
         measure=finding.measure,
-        title=finding.title[:1].upper() + finding.title[1:],
-        verdict=finding.verdict[:1].upper() + finding.verdict[1:],
+        title=_as_heading(finding.title),
+        verdict=_as_heading(finding.verdict),
         rows=rows[:MAX_ROWS],
         more=rows[MAX_ROWS:],
         charts=tuple(layer_chart(one) for one in finding.layers if any(v is not None for v in one.values)),
         settings=settings,
     )
+
+
+def _as_heading(text: str) -> str:
+    """Return the text with a capital, unless it begins with a name such as that of a layer, a label or a model."""
+    first = text.split(" ", 1)[0]
+    return text[:1].upper() + text[1:] if first.strip(",;:").isalpha() else text
 
 
 def _plain(value: object) -> str:
@@ -149,9 +157,12 @@ def layer_chart(series: LayerSeries) -> LayerChart:
     every = [*series.values, *series.low, *series.high, *series.control]
     known = [v for v in every if v is not None and math.isfinite(v)]
     low, high = min([0.0, *known]), max([0.0, *known])
-    if low >= 0 and 0.5 < high <= 1:
+    if low > -BARELY and 0.5 < high <= 1:
         high = 1.0
     high = high if high > low else low + 1
+    lowest = (
+        low if low < -BARELY * (high - low) else 0.0
+    )  # a control that is barely negative is no place for a tick
     right, bottom = LAYER_WIDTH - _RIGHT, LAYER_HEIGHT - _BOTTOM
     step = (right - _LEFT) / n
 
@@ -201,7 +212,9 @@ def layer_chart(series: LayerSeries) -> LayerChart:
         ),
         area=tuple(area),
         control=curve(series.control),
-        y_ticks=tuple((y(v), number_text(v).rstrip("0").rstrip(".")) for v in (low, (low + high) / 2, high)),
+        y_ticks=tuple(
+            (y(v), number_text(v).rstrip("0").rstrip(".")) for v in (lowest, (lowest + high) / 2, high)
+        ),
         x_ticks=tuple(LayerTick(x=x(i), text=columns[i]) for i in range(0, n, every_nth)),
         groups=tuple((float(a) + 2, float(b) - 2, str(name)) for a, b, name in spans if name),
         summary=f"{series.name}, layer by layer"
