@@ -320,6 +320,7 @@ def help_page(prog: str, verbs: Sequence[Verb]) -> str:
 def _run(prog: str, verb: Verb, words: list[str]) -> int:
     import tyro
 
+    from ..progress import watch
     from ._common import COMMAND
 
     module = importlib.import_module(f".{verb.module}", __package__)
@@ -337,7 +338,11 @@ def _run(prog: str, verb: Verb, words: list[str]) -> int:
         )
         COMMAND.set((*prog.split(), *words))
         _set_up_logs(quiet=args.quiet)
-        return module.run(args)
+        watch(not args.quiet)
+        try:
+            return module.run(args)
+        finally:
+            watch(False)
     except SystemExit as stop:  # tyro prints help (0) or a usage error (2) and stops
         return stop.code if isinstance(stop.code, int) else FAILED
     except VlascopeError as error:

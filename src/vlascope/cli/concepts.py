@@ -47,6 +47,7 @@ def run(args: Args) -> int:
     from ..measure.concepts import CONCEPT_HEAD, adjusted_concepts, concepts, concepts_finding
     from ..measure.result import TABLE_HEAD
     from ..measure.result import table as rows_of
+    from ..progress import watched
     from ..runs import Run
 
     captured = Run.open(args.run)
@@ -65,7 +66,7 @@ def run(args: Args) -> int:
             n_permutations=args.permutations,
             seed=args.seed,
         )
-        for site in sites
+        for site in watched(sites, desc="layers", unit="layer")
     )
     means = [
         replace(one, name=f"{layer.site} / {one.name}") for layer in found for one in layer.means.values()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from ._common import Common, OptionalInt, OptionalText, RunPath, give, say, table
+from ._common import Common, Flag, OptionalInt, OptionalText, RunPath, give, say, table
 from ._main import OK
 
 WHOLE_NAME = "name"
@@ -38,7 +38,7 @@ class Args(Common):
     """which tokens stand for an item (auto: patches where there are any)"""
     split: str = "auto"
     """what is held out as a whole: auto (episodes), item, or a label such as scene"""
-    within: bool = False
+    within: Flag = False
     """choose among the classes of the same episode (or item of --split), and exchange them there as a control: what
     is asked of one picture in several ways cannot be guessed from the picture then"""
     random: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
@@ -59,6 +59,7 @@ def run(args: Args) -> int:
     from ..measure.result import TABLE_HEAD
     from ..measure.trace import same_items
     from ..measure.world_model import world_model
+    from ..progress import watched
     from ..runs import Run
 
     if sum(map(bool, (args.target, args.region, args.ahead))) != 1:
@@ -82,7 +83,7 @@ def run(args: Args) -> int:
                 n_permutations=args.permutations or 39,
                 seed=args.seed,
             )
-            for site in sites
+            for site in watched(sites, desc="layers", unit="layer")
         ]
         text = "\n\n".join(
             f"{one.site}\n{table(one.table(), head=TABLE_HEAD)}\n{one.verdict()}" for one in found
@@ -103,14 +104,17 @@ def run(args: Args) -> int:
     }
     if args.region:
         words = () if args.region == (WHOLE_NAME,) else args.region
-        probes = [probe_regions(captured, site=site, words=words, **shared) for site in sites]
+        probes = [
+            probe_regions(captured, site=site, words=words, **shared)
+            for site in watched(sites, desc="layers", unit="layer")
+        ]
     else:
         among: dict[str, Any] = {"scheme": "names", "choices": "unit"} if args.within else {}
         probes = [
             probe(
                 captured, site=site, target=args.target, kind=args.kind, tokens=args.tokens, **among, **shared
             )
-            for site in sites
+            for site in watched(sites, desc="layers", unit="layer")
         ]
     probes = adjusted_probes(probes)
     text = table([one.row() for one in probes], head=PROBE_HEAD)

@@ -43,6 +43,7 @@ def run(args: Args) -> int:
     from ..errors import InputError
     from ..measure.result import TABLE_HEAD
     from ..measure.result import table as rows_of
+    from ..progress import watched
     from ..runs import Run
     from ..sae import Split, evaluate, load_sae
     from ..sae.job import held_out_chunks
@@ -61,7 +62,8 @@ def run(args: Args) -> int:
     else:
         everything = np.arange(captured.n_items)
         split = Split(everything[:0], everything, "item")
-    result = evaluate(found.sae, held_out_chunks(captured, site, split, tokens=key.get("tokens", "auto")))
+    chunks = held_out_chunks(captured, site, split, tokens=key.get("tokens", "auto"))
+    result = evaluate(found.sae, watched(chunks, desc="items", total=len(split.held_out)))
     which = "held-out items" if args.items == "held-out" and own else "all items"
     facts: dict[str, Any] = {
         "run": str(captured.path),

@@ -38,6 +38,7 @@ def run(args: Args) -> int:
     from ..measure import keep
     from ..measure.result import TABLE_HEAD
     from ..measure.semantics import adjusted_semantics, semantic_cut, semantics, semantics_finding
+    from ..progress import watched
     from ..runs import Run
 
     captured = Run.open(args.run)
@@ -49,7 +50,7 @@ def run(args: Args) -> int:
     if not sites:
         raise InputError("no layer of this run holds words and patches; capture 'language.*'.")
     found = []
-    for name in sites:
+    for name in watched(sites, desc="layers", unit="layer"):
         say(args, f"reading words and patches at {name}")
         found.append(
             semantics(

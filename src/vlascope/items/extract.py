@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import new_folder
+from ..progress import watched
 from .video import VideoSource
 
 _EVERY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|ms|f)\s*$")
@@ -58,7 +59,7 @@ def extract_frames(
     out, rows = Path(out), []
     starts = np.cumsum([0, *videos.episode_lengths])
     with new_folder(out, force=force) as folder:
-        for place, times in enumerate(videos.episode_times()):
+        for place, times in enumerate(watched(videos.episode_times(), desc="videos", unit="video")):
             if is_frames:
                 steps = np.arange(0, len(times), int(interval))
             else:

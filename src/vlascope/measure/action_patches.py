@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..items.item import Item
 from ..models.layout import KINDS
+from ..progress import watched
 from .orders import MIN_UNITS, N_RANDOM, N_STEPS, judge_orders, order_areas
 from .resample import units_of
 from .result import Result
@@ -111,7 +112,7 @@ def insertion_deletion(
     over = "episode" if independent else "item"
     ids = units_of([one.episode if independent else one.item_id for one in items], over=over)
     areas, used = [], []
-    for number, item in enumerate(items):
+    for number, item in enumerate(watched(items, desc="items")):
         ask = _Asked(model, item, dof)
         far = abs(ask.hidden(np.ones((1, len(ask.box)), bool), batch_size=1)[0] - ask.action)
         if far < 1e-3 * ask.span:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..progress import watched
 from .findings import Finding, Row, layer_series
 from .groups import group_items, named_like
 from .labels import item_values
@@ -273,7 +274,7 @@ def association(
     features = {name: pool_items(run, name, tokens=tokens).of_items(items) for name in names}
     layers = []
     before = None
-    for name in names:
+    for name in watched(names, desc="layers", unit="layer"):
         groups = group_items(features[name], k, seed=seed)
         groups = before = groups if before is None else named_like(groups, before)
         layers.append(_layer(name, groups, truth, said, units, n_permutations=n_permutations, seed=seed))

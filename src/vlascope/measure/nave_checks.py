@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..progress import watched
 from .nave import cluster_maps, composite, nave
 from .overlap import best_overlap_iou
 from .patchmaps import patch_maps, pixel_maps, resized
@@ -49,7 +50,7 @@ def nave_sweep(
         others["random weights"] = composite([patch_maps(random_run, name) for name in sites])
     units = run_units(run, [one.item for one in maps])
     out = []
-    for k in ks:
+    for k in watched(ks, desc="numbers of clusters", unit="number"):
         share = np.array(cluster_maps(maps, k=k, scope="image", seed=seed)[1])
         controls = {
             name: float(np.mean(cluster_maps(other, k=k, scope="image", seed=seed)[1]))
@@ -84,7 +85,7 @@ def nave_layers(run: Run, *, sites: Sequence[str], k: int = 5, seed: int = 0) ->
         np.mean([ari(a.reshape(-1), b.reshape(-1)) for a, b in zip(pixels, several.labels, strict=True)])
     )
     out = []
-    for name, maps in candidates.items():
+    for name, maps in watched(candidates.items(), desc="layers", unit="layer", total=len(candidates)):
         alone = composite([maps])
         labels = cluster_maps(
             [

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..items import Item
 from ..items.perturb import blur, desaturate, swap_image, swap_prompt
 from ..models.layout import KINDS
+from ..progress import watched
 from .findings import Finding, Row
 from .means import mean_result
 from .prompts import negate, paraphrase, swap_noun, swap_verb
@@ -210,7 +211,7 @@ def sensitivity(
     actions: list[Result] = []
     moved: dict[str, NDArray[np.float64]] = {}
     spread = np.zeros(0) if base_actions is None else np.nanstd(base_actions, axis=0)
-    for name in names:
+    for name in watched(names, desc="changes", unit="change"):
         changed = [CHANGES[name][1](item, items) for item in items]
         rows = np.array([i for i, item in enumerate(changed) if item is not None], np.int64)
         if not len(rows):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..models.layout import KINDS
+from ..progress import watched
 from .changes import MIN_FRAMES, PENALTY, Kind, change_points
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def timelines(
     for row in run.items:
         by_episode.setdefault(int(row.episode or 0), []).append(row)
     out = []
-    for episode, rows in sorted(by_episode.items()):
+    for episode, rows in watched(sorted(by_episode.items()), desc="episodes", unit="episode"):
         rows = sorted(rows, key=lambda row: row.step or 0)
         items = np.array([row.index for row in rows], np.int64)
         steps = np.array([row.step for row in rows], np.int64)

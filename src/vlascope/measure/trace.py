@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..progress import watched
 from ..spectral.cut import CutResult, cut_run
 from .crossfit import Question, separability
 from .findings import Finding, LayerSeries, Row, layer_series
@@ -224,7 +225,7 @@ def trace(
     ask = _Concept(run, label=label, mask=mask if has_masks else None, tokens=tokens, random_run=random_run)
     pixels = PixelClusters(run, k=k, seed=seed)
     layers: list[LayerTrace] = []
-    for at, name in enumerate(names):
+    for at, name in enumerate(watched(names, desc="layers", unit="layer")):
         agreed = layer_agreement(cut, name, names[at - 1], k=k, seed=seed) if at else None
         layers.append(
             LayerTrace(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..progress import watched
 from .config import differing_fields
 from .run import Run
 from .tables import ItemRow
@@ -78,7 +79,10 @@ def diff_runs(a: Run, b: Run) -> RunDiff:
     pairs, only_a, only_b = _pair_items(a, b)
     common_sites = [site for site in a.sites if site in b.sites]
     same_content = a.info["content_sha256"] == b.info["content_sha256"]
-    sites = [_site_diff(a, b, site, pairs, same_content=same_content) for site in common_sites]
+    sites = [
+        _site_diff(a, b, site, pairs, same_content=same_content)
+        for site in watched(common_sites, desc="sites", unit="site")
+    ]
     items = [
         a.items[i].item_id for i, j in pairs if not same_content and _known(a.items[i]) != _known(b.items[j])
     ]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..files import new_folder, write_json
 from ..items import EpisodeData, write_lerobot
+from ..progress import watched
 from .arrays import site_folder
 from .run import Run
 
@@ -54,7 +55,7 @@ def export_safetensors(
     chosen = {name: run.site(name) for name in (run.sites if sites is None else sites)}
     layouts = dict.fromkeys(site.layout for site in chosen.values())
     with new_folder(out, force=force) as work:
-        for name, site in chosen.items():
+        for name, site in watched(chosen.items(), desc="sites", unit="site", total=len(chosen)):
             acts = run.acts(name)
             _write_safetensors(
                 work / "acts" / f"{site_folder(name)}.safetensors",
@@ -151,7 +152,7 @@ def export_lerobot(run: Run, out: Path | str, *, fps: int | None = None, force: 
             episodes.setdefault(row.episode, []).append(row.index)
     if not episodes:
         raise InputError(f"run '{run.path}' holds no episodes; LeRobot datasets are made of them.")
-    for number, rows in episodes.items():
+    for number, rows in watched(episodes.items(), desc="episodes", unit="episode", total=len(episodes)):
         for index in rows:
             row = run.items[index]
             for name in ("state", "action", "prompt"):

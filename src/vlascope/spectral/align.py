@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
+from ..progress import watched
 from .affinity import Kernel, centered, centered_mean, density_sigma
 from .rows import Rows, as_rows, require_finite
 
@@ -74,7 +75,8 @@ def _anchors_per_layer(anchors: Any, sources: Sequence[Rows]) -> list[NDArray[np
     sizes = {len(a) for a in found}
     if len(sizes) != 1 or 0 in sizes:
         raise InputError(f"every layer needs the same number of anchors, at least 1; got {sorted(sizes)}.")
-    for number, (mine, rows) in enumerate(zip(found, sources, strict=True)):
+    for number, mine in enumerate(watched(found, desc="sites", unit="site")):
+        rows = sources[number]
         if mine.min() < -1 or mine.max() >= rows.n:
             raise InputError(f"an anchor of layer {number} is no row of it; its rows run 0..{rows.n - 1}.")
         if not (mine >= 0).any():

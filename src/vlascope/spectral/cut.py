@@ -15,6 +15,7 @@ from ..files import new_folder, write_json
 from ..palette.palette import Palette
 from ..palette.saved import SCHEMA, SavedCut, damaged, read_cut
 from ..palette.saved import CutPart as CutPart
+from ..progress import stepper
 from .align import relative_affinity
 from .anchors import choose_anchors
 from .health import Health
@@ -157,7 +158,10 @@ def cut_run(
     for name, layout in layouts.items():
         if not len(chosen[layout]):
             raise InputError(f"site '{name}' has no tokens of kind {', '.join(kinds)}; choose other kinds.")
+    step = stepper("cut", 5)
+    step("tokens of all sites")
     features = _features(run, layouts, chosen, params)
+    step("eigenvectors")
     n_solve = max(int(n_eig), levels[-1])
     ncut = NystromNCut(
         n_solve,
@@ -172,9 +176,12 @@ def cut_run(
     else:
         eigvecs = fit_and_place(ncut, features, n_fit=fit_tokens, seed=seed, engine=engine)
     eigenvalues = ncut.eigenvalues_ if method == "kmeans" else None
+    step("groups")
     groups = kway(eigvecs, levels, method=method, eigenvalues=eigenvalues, seed=seed)
     eigvecs = np.ascontiguousarray(eigvecs[:, : int(n_eig)])
+    step("palette")
     palette = Palette.fit(eigvecs, method=color, space=color_space, seed=seed)
+    step("colours")
     saved = {
         "schema": SCHEMA,
         "params": params,
@@ -191,6 +198,7 @@ def cut_run(
         **{f"tokens-{layout}": rows for layout, rows in chosen.items()},
     }
     _save(folder, saved, arrays, palette)
+    step(None)
     return CutResult.load(folder, run=run)
 
 

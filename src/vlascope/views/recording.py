@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import InputError, missing_extra
 from ..files import storage_errors
+from ..progress import watched
 from .choose import episodes_of, item_title, outcome_text
 from .describe import footer, picture_params
 from .html import jpeg_bytes, png_bytes
@@ -149,7 +150,7 @@ class _Writer:
         self._log("about", self.rr.TextDocument(self._about(), media_type="text/markdown"), static=True)
         self._name_series()
         frame, clock = 0, 0.0
-        for track in tracks:
+        for track in watched(tracks, desc="episodes", unit="episode"):
             seconds = self._seconds(track)
             self._log_measures(track, frame, clock + seconds)
             shares = concept_shares(self.index, track.items, site=self.sites[0], k=self.k)

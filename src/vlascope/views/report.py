@@ -14,6 +14,7 @@ import numpy as np
 from .._version import __version__
 from ..errors import InputError, StorageError
 from ..files import write_bytes, write_text
+from ..progress import watched
 from .choose import choose_items, episodes_of, item_note, item_title
 from .describe import count, footer, health_value, model_name, model_revision, picture_params, sampled_share
 from .episodes import EpisodeTeller
@@ -347,7 +348,9 @@ class _Builder:
     def _grid_rows(self) -> list[Row]:
         rows = []
         per_k = [(f"K = {k}", self.colors[k][self.cut.labels[k]]) for k in self.ks]
-        for item in choose_items(self.run, n=MAX_GRID_ROWS, among=self.items):
+        for item in watched(
+            choose_items(self.run, n=MAX_GRID_ROWS, among=self.items), desc="summary", unit="row"
+        ):
             name = item_title(self.run, item)
             where = f"{self.site} · {name}"
             panels = [self.pack.panel(item, site=None, label=f"input, {name}")]
@@ -362,7 +365,7 @@ class _Builder:
         if len(self.index.patch_sites()) < 2:
             return []  # the grid shows the only site already
         rows = []
-        for item in self.items:
+        for item in watched(self.items, desc="layers", unit="item"):
             name = item_title(self.run, item)
             panels = [self.pack.panel(item, site=None, label=f"input, {name}")]
             panels += [

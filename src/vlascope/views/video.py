@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..progress import watched
 from .choose import episodes_of, outcome_text
 from .describe import footer, picture_params
 from .grid import first_camera
@@ -326,7 +327,7 @@ def encode_h264(frames: Iterator[NDArray[np.uint8]], *, fps: float, crf: int, co
         with av.open(str(path), "w", format="mp4", options=options) as container:
             container.metadata["comment"] = comment
             stream = None
-            for frame in frames:
+            for frame in watched(frames, desc="video", unit="frame"):
                 if stream is None:
                     rate = Fraction(fps).limit_denominator(1000)
                     stream = container.add_stream("libx264", rate=rate)
