@@ -2,7 +2,7 @@
 import { h } from "./dom";
 import type { Dose } from "./types";
 
-const WIDE = 300, TALL = 132, LEFT = 40, RIGHT = 12, TOP = 10, BOTTOM = 22;
+const WIDE = 300, TALL = 132, LEFT = 40, RIGHT = 20, TOP = 10, BOTTOM = 22;
 
 const svg = (tag: string, props: Record<string, string | number>, text = ""): SVGElement => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
