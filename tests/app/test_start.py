@@ -210,3 +210,48 @@ sys.exit(main(["app", sys.argv[1], "--json", "-q", "--table", sys.argv[2]]))
         took = time.perf_counter() - started
         thread.join(timeout=20)
     assert took < 10 and process.returncode in (143, -15)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_address_says_how_to_come_from_elsewhere_and_needs_its_token_there(run, tmp_path, host):
+    import json
+    import re
+    import socket
+    import threading
+    import urllib.error
+    import urllib.request
+
+    words = [sys.executable, "-m", "vlascope", "app", str(run.path), "--json", "-q", "--host", host]
+    with subprocess.Popen(
+        [*words, "--table", str(tmp_path / "labels.csv")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        try:
+            told = ""
+            while not told.rstrip().endswith("}"):
+                assert process.stdout
+                line = process.stdout.readline()
+                assert line
+                told += line
+            said = json.loads(told)
+            port = int(re.findall(r":(\d+)/", said["url"])[0])
+            assert said["ssh"] == f"ssh -L {port}:localhost:{port} {socket.gethostname()}"
+            here = f"http://127.0.0.1:{port}"
+            if host == "127.0.0.1":
+                assert said["token"] is None and said["url"] == f"{here}/"
+                assert urllib.request.urlopen(f"{here}/api/state").status == 200
+                return
+            assert said["url"].endswith(f"/?token={said['token']}") and len(said["token"]) >= 24
+            for query in ("", "?token=", f"?token={said['token'][:-1]}"):
+                with pytest.raises(urllib.error.HTTPError, match="401"):
+                    urllib.request.urlopen(f"{here}/api/state{query}")
+            assert urllib.request.urlopen(f"{here}/api/state?token={said['token']}").status == 200
+            opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            page = opener.open(f"{here}/?token={said['token']}")
+            assert page.url == f"{here}/" and b"app.js" in page.read()  # the token has left the address
+            assert opener.open(f"{here}/api/state").status == 200
+        finally:
+            guard.cancel()
+            process.terminate()
+            process.wait()

@@ -189,6 +189,15 @@ def test_pictures_and_videos_are_there(read, request, kind):
     page.until("[...document.querySelectorAll('video')].every((v) => v.readyState >= 1)")
     sizes = page.page.evaluate("[...document.querySelectorAll('video')].map((v) => v.videoWidth)")
     assert len(sizes) == 2 and min(sizes) > 0
+    # It plays: frames are decoded as the time goes on.
+    page.page.evaluate(
+        "(async () => { const v = document.querySelector('video'); v.muted = true; await v.play(); })()"
+    )
+    page.until(
+        "document.querySelector('video').currentTime > 0.15 && "
+        "document.querySelector('video').getVideoPlaybackQuality().totalVideoFrames >= 2"
+    )
+    page.page.evaluate("document.querySelector('video').pause()")
     images = page.page.evaluate("[...document.images].map((i) => i.complete && i.naturalWidth > 0)")
     assert images and all(images)
     player = page.page.locator(".player").first
