@@ -184,11 +184,12 @@ def test_a_process_that_dies_is_told_with_what_may_help():
 
 def test_groups_are_shared_out_over_processes(mini, monkeypatch):
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: Aside)
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "__file__", "script.py", raising=False)  # pytest-xdist's workers have none
+    SCRIPTS.clear()
     there = closed_loop(mini, n_episodes=6, seed=7, max_steps=1, batch=1, processes=2, edit=PUSH)
     assert there.processes == 2 and there.edit == PUSH.name and there.seconds > 0
-    assert SCRIPTS == [None, None] and sys.modules["__main__"].__file__, (
-        "the processes see no script; we still do"
-    )
+    assert SCRIPTS == [None, None] and main.__file__ == "script.py", "processes see no script; we still do"
     here = closed_loop(mini, n_episodes=6, seed=7, max_steps=1, batch=1, processes=1, edit=PUSH)
     for a, b in zip(here.episodes, there.episodes, strict=True):
         assert a.instruction == b.instruction
