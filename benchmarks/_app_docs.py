@@ -32,11 +32,13 @@ def _lines(found: dict[str, Any], environment: dict[str, Any]) -> list[str]:
          "60 / 100 ms"),
         ("of which the server", _both(wide["features"]["of_which_server"]), "-"),
         *_reading(wide),
-        ("the same on eigenvectors", _both(wide["concepts"]["click_to_shown_layer"]), "60 / 100 ms"),
+        ("click on eigenvectors, the layer on screen", _both(wide["concepts"]["click_to_shown_layer"]), "60 / 100 ms"),
         (f"click, all {many['run']['sites']} layers, {many['run']['tokens']:,} tokens, features (exact on the clicked "
          "layer, others by a sketch whose rank correlation the page shows)",
          _both(many["features"]["click_to_all_layers"]), "- / 250 ms"),
-        ("the same on eigenvectors", _both(many["concepts"]["click_to_all_layers"]), "- / 250 ms"),
+        ("lowest rank correlation of the sketch with the exact cosines at any of them, random activations",
+         str(many["features"]["sketch_rank_correlation"]), "shown"),
+        ("click on eigenvectors, all these layers", _both(many["concepts"]["click_to_all_layers"]), "- / 250 ms"),
         (f"first picture after the start of the process, {_shape(start)}",
          f"{start['first_picture_secs']['median']} s", "1.5 s"),
     ]  # fmt: skip
@@ -57,6 +59,9 @@ def _lines(found: dict[str, Any], environment: dict[str, Any]) -> list[str]:
             told = ", ".join(
                 f"{key.replace('_', ' ')} {one[key]}" for key in ("server_errors", "leaks") if key in one
             )
+            if "exit_codes" in one:
+                told = f"schemathesis ends with {', '.join(map(str, one['exit_codes']))}: no server error"
+                told = told if one["exit_codes"] == [0] else told.replace(": no server error", "")
             rows.append((f"odd requests, {name}", f"{one['requests']:,}; {told}", "5,000, none breaks it"))
     rows.append(("bundle, gzipped", f"{start['bundle_gzip_bytes'] / 1000:.1f} kB", "80 kB"))
     return [
