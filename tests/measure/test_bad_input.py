@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -112,3 +113,14 @@ def test_what_is_missing_is_said(case, ask, expected, tmp_path):
 def test_the_same_run_can_be_asked_when_nothing_is_wrong(ask, tmp_path):
     said = ASK[ask](make("nothing", tmp_path))
     assert "Error" not in said and (ask == "semantics" or "cannot say:" not in said), said
+
+
+@pytest.mark.parametrize(("case", "ask"), [("no labels", "trace of a label"), (STILLS, "temporal")])
+def test_what_is_missing_is_said_before_anything_is_cut(case, ask, tmp_path, monkeypatch):
+    def cut(*_: Any, **__: Any) -> None:
+        raise AssertionError("cut first, asked later")
+
+    for module in ("trace", "temporal"):
+        monkeypatch.setattr(sys.modules[f"vlascope.measure.{module}"], "cut_run", cut)
+    with pytest.raises(InputError, match="no item of this run|belong to none"):
+        ASK[ask](make(case, tmp_path))

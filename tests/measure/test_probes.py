@@ -164,7 +164,7 @@ def test_questions_that_are_not_read_are_rarely_answered():
 def test_a_choice_needs_classes_that_differ_within_a_unit():
     run = make(labels=[{"colour": "red" if i // 4 % 2 else "blue", "height": float(i)} for i in range(40)])
     alone = probe(run, site="vision.0", target="colour", choices="unit")
-    assert "0 independent episodes" in alone.verdict()
+    assert "is the same for all items of each episode" in alone.verdict()
     with pytest.raises(InputError, match="choice among classes"):
         probe(run, site="vision.0", target="height", choices="unit")
 

@@ -224,6 +224,8 @@ def probe(
         items, y, units = items[several], y[several], units.take(several)
     name = " + ".join(names) + (f", among those of its {units.over}" if choices == "unit" else "")
     reason = _why_not(y, units)
+    if choices == "unit" and not len(items):
+        reason = f"'{names[0]}' is the same for all items of each {units.over}: there is nothing to choose within one"
     unit = "balanced accuracy" if kind == "class" else "R²"
     if reason:
         return ProbeResult(site, name, model, cannot_say(f"{site} / {name}", reason, unit=unit, n=len(items)))

@@ -14,7 +14,7 @@ from .findings import EpisodeSeries, Finding, Row
 from .outcomes import FALSE_ALARMS, Warnings, compare_outcomes, early_warning
 from .phrases import phrase_results
 from .result import Result, adjusted, number_text, plain_json, table
-from .timeline import Timeline, timelines
+from .timeline import Timeline, need_episodes, timelines
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -169,6 +169,7 @@ def temporal(
     Cost: the cut, and about 1 s per 300 frames.
     """
     run.site(site)
+    need_episodes(run)
     if cut is None:
         cut = cut_run(run, sites=(site,), k=(k,), kinds=tuple(kinds), seed=seed, color=color)
     lines = timelines(

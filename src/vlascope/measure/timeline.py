@@ -74,6 +74,12 @@ class Timeline:
         return out
 
 
+def need_episodes(run: Run) -> None:
+    """Raise `InputError` where an item belongs to no episode."""
+    if any(row.episode is None or row.step is None for row in run.items):
+        raise InputError("time lines need frames of episodes; some items of this run belong to none.")
+
+
 def timelines(
     run: Run,
     cut: CutResult,
@@ -102,8 +108,7 @@ def timelines(
     Raises:
         InputError: frames without an episode, a site or k that the cut lacks, or no tokens of these kinds.
     """
-    if any(row.episode is None or row.step is None for row in run.items):
-        raise InputError("time lines need frames of episodes; some items of this run belong to none.")
+    need_episodes(run)
     occupied = occupancy(run, cut, site=site, k=k, kinds=kinds)
     present = presence(occupied)
     by_episode: dict[int, list[ItemRow]] = {}

@@ -214,6 +214,8 @@ def trace(
         run.site(name)
     if random_run is not None:
         same_items(run, random_run)
+    has_masks = mask is not None and any(mask in row.mask_media for row in run.items)
+    ask = _Concept(run, label=label, mask=mask if has_masks else None, tokens=tokens, random_run=random_run)
     if cut is None:
         cut = cut_run(run, sites=names, k=(k,), seed=seed, color=color)
     elif k not in cut.labels or any(name not in cut.parts for name in names):
@@ -221,8 +223,6 @@ def trace(
             f"the given cut holds sites {', '.join(cut.sites)} and k = {sorted(cut.labels)}; it must hold those asked "
             f"for (k = {k})."
         )
-    has_masks = mask is not None and any(mask in row.mask_media for row in run.items)
-    ask = _Concept(run, label=label, mask=mask if has_masks else None, tokens=tokens, random_run=random_run)
     pixels = PixelClusters(run, k=k, seed=seed)
     layers: list[LayerTrace] = []
     for at, name in enumerate(watched(names, desc="layers", unit="layer")):
