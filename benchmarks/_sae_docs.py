@@ -81,8 +81,9 @@ def dictionaries(sections: dict[str, Any]) -> list[str]:
             swept = {k: v for k, v in found.items() if isinstance(v, dict) and "rows" in v}
             factors = [row["rate"] for row in next(iter(swept.values()))["rows"]]
             out += [
-                f"{name}: held-out FVU at step sizes from {factors[0]:g} to {factors[-1]:g} times the default "
-                f"({s['lr']:.2g}), each {s['steps']} steps of {s['batch']} tokens, {s['latents']} latents, "
+                f"{name}: held-out FVU at step sizes from {factors[0]:g} to {factors[-1]:g} times the peers' "
+                f"default ({s['lr']:.2g}; ours is three times that), each {s['steps']} steps of {s['batch']} tokens, "
+                f"{s['latents']} latents, "
                 f'{s["k"]} active per token. vlascope chooses per token and gives coarse levels more weight; "vlascope '
                 'as peers" chooses over the batch and weighs all levels alike, as the others do.',
                 "",

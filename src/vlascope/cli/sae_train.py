@@ -40,7 +40,7 @@ class Args(Common):
     batch: int = 4096
     """tokens per step"""
     lr: float = 0.0
-    """step size (0: 2e-4 / sqrt(latents / 16384))"""
+    """step size (0: 6e-4 / sqrt(latents / 16384))"""
     l1: float = 1e-4
     """weight of the mean absolute activation"""
     held_out: float = 0.1

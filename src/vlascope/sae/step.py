@@ -89,7 +89,7 @@ class SAETrainer:
             precision = "bfloat16" if self.device.type == "cuda" else "float32"
         self._screen = torch.bfloat16 if precision == "bfloat16" else None
         self._start(sample_td.to(self.device, torch.float32))
-        self.lr = train.lr or 2e-4 / (config.n_latents / 2**14) ** 0.5
+        self.lr = train.lr or 6e-4 / (config.n_latents / 2**14) ** 0.5
         self._optimizer = torch.optim.Adam(
             [p for p in self.sae.parameters() if p.requires_grad], lr=self.lr, fused=True
         )
