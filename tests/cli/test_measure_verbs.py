@@ -47,7 +47,7 @@ def run_path(tmp_path_factory) -> Path:
                     item_id=f"e{episode}-{step}", images=(image,), prompt=f"pick up the {colour} object",
                     labels={
                         "colour": colour, "x": x, "same": "yes", "success": episode % 2 == 0, "event.grasp": turn,
-                        "said": colour if step % 4 else "red",
+                        "said": colour if step % 4 else "red", "phase": "back" if step > turn else "there",
                     },
                     masks={"segmentation": mask},
                     mask_names={"segmentation": {0: "background", 1: f"{colour} square", 2: "green square"}},
@@ -166,6 +166,17 @@ def test_probe_reads_what_a_region_shows(run_path, capsys):
     assert main([*words, "name"]) == 0
     assert "region name is" in capsys.readouterr().out
     assert {"region name", "region red/blue/green"} <= {f.title for f in kept(run_path, "probe")}
+
+
+def test_probe_chooses_within_an_episode(run_path, capsys):
+    words = ["probe", str(run_path), "--site", "vision.1", "--permutations", "19", "-q", "--within"]
+    (layer,) = facts_of([*words, "--target", "phase"], capsys)["layers"]
+    test = layer["test"]
+    assert test["controls"]["chance"] == 0.5 and "exchanged labels" in test["controls"]
+    assert test["n_units"] == N_EPISODES and layer["target"] == "phase, among those of its episode"
+    (same,) = facts_of([*words, "--target", "colour"], capsys)["layers"]
+    assert "nothing to choose" in same["test"]["reason"]
+    assert "--within needs --target" in complaint([*words, "--region", "red", "blue"], capsys)
 
 
 def test_probe_says_what_is_wrong(run_path, capsys):
