@@ -15,10 +15,10 @@ def choose(d, field, value):
 
 def finished(d):
     d.until(
-        "document.querySelector('#edits .error') || "
+        "document.querySelector('#edits > div:not(.result) .error') || "
         "(document.querySelector('#try').disabled === false && document.querySelector('#edits .result h3'))"
     )
-    assert d.page.locator("#edits .error").all_inner_texts() == []
+    assert d.page.locator("#edits > div:not(.result) .error").all_inner_texts() == []
     d.settle()
 
 
