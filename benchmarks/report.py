@@ -100,7 +100,9 @@ def main() -> None:
     if args.save:
         path = _record.RESULTS / "app.json"
         known = json.loads(path.read_text())["results"] if path.is_file() else {}
-        results["measured"] = {key: environment[key] for key in ("date", "commit", "command", "load_at_start")}
+        results["measured"] = {
+            key: environment[key] for key in ("date", "commit", "command", "load_at_start")
+        }
         _record.save("app", environment=environment, results={**known, "report": results})
 
 
