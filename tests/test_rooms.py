@@ -22,6 +22,7 @@ LEVELS = {
     "files": 1,
     "progress": 1,
     "threads": 1,
+    "processes": 1,
     "sim": 2,
     "doctor": 2,
     "items": 3,

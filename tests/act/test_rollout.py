@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 from multiprocessing.connection import Connection
@@ -150,29 +149,6 @@ class Aside:
             super().start()
 
 
-UNGUARDED = """
-from multiprocessing import get_context
-from vlascope.act.workers import script_left_alone
-print("script", __file__ is not None)
-worker = get_context("spawn").Process(target=print, args=("worker",))
-with script_left_alone():
-    worker.start()
-worker.join()
-print(worker.exitcode, __file__ is not None)
-"""
-
-
-def test_a_script_needs_no_guard_to_play_in_processes(tmp_path):
-    path = tmp_path / "script.py"
-    path.write_text(UNGUARDED)
-    done = subprocess.run(
-        [sys.executable, "-u", str(path)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert (done.stdout.split("\n"), done.returncode) == (["script True", "worker", "0 True", ""], 0), (
-        done.stderr
-    )
-
-
 def test_a_process_that_dies_is_told_with_what_may_help():
     for needs_script, words in ((False, "want of memory"), (True, "__main__.*processes=1")):
         mine, theirs = multiprocessing.Pipe()
@@ -293,6 +269,7 @@ def test_pairs_are_counted_episode_by_episode():
     found = compare(base, change)
     assert (found.lost, found.won) == (3, 1)
     assert found.difference.value == pytest.approx(-2 / 7) and found.difference.p == mcnemar(3, 1) == 0.625
+    assert "p=0.625 (McNemar, exact)" in found.difference.line()
     low, high = found.difference.interval
     assert low < -2 / 7 < high and high - low < 1.5
     assert found.wrong_object.value == pytest.approx((2 - 1) / 7)

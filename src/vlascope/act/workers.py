@@ -6,14 +6,14 @@ import contextlib
 import multiprocessing
 import os
 import pickle  # noqa: TID251 - through pipes between our own processes; nothing is written
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InputError, VlascopeError, WorkerError
+from ..processes import script_left_alone
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -90,22 +90,6 @@ def play_in_processes(
             worker.join(timeout=5)
             if worker.is_alive():
                 worker.terminate()
-
-
-@contextlib.contextmanager
-def script_left_alone() -> Iterator[None]:
-    """Let processes that are started inside the context not run the script that is under way.
-
-    A new process imports it first, in case that it defines what is sent there; a script without
-    `if __name__ == "__main__":` would then begin all over again.
-    """
-    main = sys.modules["__main__"]
-    kept = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__dict__.update(kept)
 
 
 def _send_next(end: Connection, jobs: Any) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 from vlascope.errors import InputError, RunExistsError, RunVersionError
 from vlascope.files import read_json, storage_errors, write_atomic, write_json
+from vlascope.processes import script_left_alone
 from vlascope.progress import progress
 from vlascope.sim.expert import grasp_z
 from vlascope.sim.language import COLOURS, MATERIALS
@@ -149,7 +150,9 @@ def _run(jobs: list[_Job], *, processes: int, quiet: bool) -> None:
         for job in progress(jobs, desc="render", unit="shard", quiet=quiet):
             _write_shard(job)
         return
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
+    with script_left_alone():
+        workers = multiprocessing.get_context("spawn").Pool(min(processes, len(jobs)))
+    with workers as pool:
         finished = pool.imap_unordered(_write_shard, jobs)
         for _ in progress(finished, desc="render", total=len(jobs), unit="shard", quiet=quiet):
             pass
