@@ -85,7 +85,7 @@ def compare(base: ClosedLoop, change: ClosedLoop, *, seed: int = 0) -> Compariso
         for one in (base, change)
     ]
     difference = _paired(
-        "success, change - base", after.astype(float) - before, p=mcnemar(lost, won), seed=seed,
+        "success, change - base", after.astype(float) - before, p=mcnemar(lost, won), test="McNemar, exact", seed=seed,
         details={"base": base.success_rate, "change": change.success_rate, "lost": lost, "won": won},
     )  # fmt: skip
     stopped = np.array([v is not None for v in change.vetoes] or [False] * change.n)

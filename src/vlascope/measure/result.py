@@ -32,7 +32,7 @@ class Result:
         interval: Bootstrap 95 % interval over those; None with fewer than two.
         controls: The same number where nothing should be found, or by simpler means: "shuffled labels",
             "random weights", "raw pixels", "majority".
-        p: Permutation p-value, one-sided; None where no null was drawn.
+        p: P-value of `test`; one-sided where it is a permutation; None where nothing was tested.
         p_adjusted: p after Benjamini-Hochberg over the family that it was reported with.
         reason: Why nothing can be said.
         details: Further JSON-able facts.
@@ -48,6 +48,7 @@ class Result:
     controls: Mapping[str, float] = field(default_factory=dict)
     p: float | None = None
     p_adjusted: float | None = None
+    test: str = "permutation"
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -74,9 +75,9 @@ class Result:
         if self.controls:
             text += "; " + ", ".join(f"{k} {number_text(v)}" for k, v in self.controls.items())
         if self.p_adjusted is not None:
-            text += f"; p={self.p_adjusted:.3g} (permutation, Benjamini-Hochberg)"
+            text += f"; p={self.p_adjusted:.3g} ({self.test}, Benjamini-Hochberg)"
         elif self.p is not None:
-            text += f"; p={self.p:.3g} (permutation)"
+            text += f"; p={self.p:.3g} ({self.test})"
         return text
 
     def row(self) -> tuple[str, ...]:
@@ -113,6 +114,7 @@ class Result:
                 "controls": self.controls,
                 "p": self.p,
                 "p_adjusted": self.p_adjusted,
+                "test": self.test if self.p is not None else None,
                 "found": self.found,
                 "reason": self.reason,
                 "details": self.details,
