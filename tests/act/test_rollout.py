@@ -260,7 +260,7 @@ def test_pairs_are_counted_episode_by_episode():
         ]
         vetoes = tuple(Veto(reason="strange") if i in vetoed else None for i in range(len(episodes)))
         return SimpleNamespace(
-            task="pick", seed=3, n=len(episodes), episodes=episodes, vetoes=vetoes, watched=bool(vetoed), edit="e",
+            task="pick", seed=3, n=len(episodes), episodes=episodes, vetoes=vetoes, watched=bool(vetoed), condition="e",
             success_rate=float(np.mean(successes)),
         )  # fmt: skip
 
@@ -298,3 +298,16 @@ def test_power_says_what_a_test_could_have_seen():
 def test_success_comes_with_its_interval(plain):
     found = success_result(plain)
     assert found.value == 0.0 and found.interval[0] < 1e-9 and found.interval[1] > 0.5
+
+
+def test_a_condition_is_named_by_all_that_sets_it_apart(plain):
+    assert plain.condition == "no edit"
+    dark = dataclasses.replace(plain, scene="brightness x 0.5")
+    assert dark.condition == "brightness x 0.5"
+    assert dataclasses.replace(plain, watched=True).condition == "watched"
+    all_of_it = dataclasses.replace(dark, edit="push", watched=True)
+    assert all_of_it.condition == "push, brightness x 0.5, watched"
+    names = [result.name for result in (success_result(plain), success_result(dark))]
+    assert names == ["success / no edit", "success / brightness x 0.5"]
+    pair = compare(plain, dark).to_json()
+    assert (pair["base"], pair["change"]) == ("no edit", "brightness x 0.5")

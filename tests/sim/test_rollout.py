@@ -79,3 +79,12 @@ def test_kinds_can_be_fixed():
 def test_no_episodes_is_an_error():
     with pytest.raises(InputError, match="n_episodes"):
         rollout(lazy, n_episodes=0)
+
+
+def test_a_perturbation_says_what_it_changes():
+    assert Perturbation().name == ""
+    named = Perturbation(
+        brightness=0.5, camera_shift=(0.0, 0.12, 0.0), table="tiles", image=lambda rgb, i: rgb
+    )
+    assert named.name == "brightness x 0.5, camera moved by (0, 0.12, 0) m, table tiles, other pictures"
+    assert Perturbation(text=lambda text, i: text).name == "other words"

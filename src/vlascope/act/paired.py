@@ -96,15 +96,15 @@ def compare(base: ClosedLoop, change: ClosedLoop, *, seed: int = 0) -> Compariso
         wrong_object=_paired("wrong object lifted, change - base", wrong[1] - wrong[0], seed=seed),
         stopped_good=share("good episodes stopped", stopped[before], known=change.watched),
         stopped_bad=share("bad episodes stopped", stopped[~before], known=change.watched),
-        base=base.edit,
-        change=change.edit,
+        base=base.condition,
+        change=change.condition,
     )
 
 
 def success_result(loop: ClosedLoop) -> Result:
     """Return the success rate of a closed loop with its Wilson interval."""
     return Result(
-        name=f"success / {loop.edit}", value=loop.success_rate, unit="share of episodes", n=loop.n, over="episode",
+        name=f"success / {loop.condition}", value=loop.success_rate, unit="share of episodes", n=loop.n, over="episode",
         n_units=loop.n, interval=loop.interval,
         details={"interval": "Wilson", "failures": loop.failure_labels, "vetoed": loop.n_vetoed},
     )  # fmt: skip

@@ -43,17 +43,26 @@ class ClosedLoop(RolloutResult):
 
     Attributes:
         edit: Name of the edit that was active.
+        scene: What was changed about scenes, pictures or words; empty for nothing.
         vetoes: Per episode why it was stopped, None where it was not.
         watched: Whether watchers could stop them.
         seconds: Wall time of playing, without loading.
         processes: Processes that played.
     """
 
-    edit: str = "no edit"
+    edit: str = Nothing.name
+    scene: str = ""
     vetoes: tuple[Veto | None, ...] = ()
     watched: bool = False
     seconds: float = 0.0
     processes: int = 1
+
+    @property
+    def condition(self) -> str:
+        """What set these episodes apart: edit, scene, and whether they were watched."""
+        parts = [self.edit] if self.edit != Nothing.name else []
+        parts += [self.scene] if self.scene else []
+        return ", ".join([*parts, *(["watched"] if self.watched else [])]) or Nothing.name
 
     @property
     def n_steps(self) -> int:
@@ -79,6 +88,8 @@ class ClosedLoop(RolloutResult):
             )
         return facts | {
             "edit": self.edit,
+            "scene": self.scene,
+            "watched": self.watched,
             "vetoed": self.n_vetoed,
             "steps": self.n_steps,
             "seconds": self.seconds,
@@ -183,6 +194,7 @@ def closed_loop(
         seed=seed,
         episodes=kept,
         edit=(edit or Nothing()).name,
+        scene=change.name,
         vetoes=played.vetoes,
         watched=watcher is not None,
         seconds=played.seconds,

@@ -120,7 +120,7 @@ def run(args: Args) -> int:
     lines = [table(rows_of(results), head=TABLE_HEAD), ""]
     for loop in loops:
         ends = ", ".join(f"{n} x {label}" for label, n in loop.failure_labels.items()) or "none"
-        lines.append(f"failures  {loop.n - loop.successes} of {loop.n}: {ends}")
+        lines.append(f"failures  {loop.n - loop.successes} of {loop.n}: {ends}  ({loop.condition})")
     if watched_by is not None:
         report = watch_report(loops[-1], watched_by=watched_by, is_clean=is_clean)
         facts["watched"] = report.to_json()

@@ -42,6 +42,22 @@ class Perturbation:
     image: Callable[[np.ndarray, int], np.ndarray] | None = None
     text: Callable[[str, int], str] | None = None
 
+    @property
+    def name(self) -> str:
+        """What is changed, in words; empty where nothing is."""
+        parts = []
+        if self.brightness != 1:
+            parts.append(f"brightness x {self.brightness:g}")
+        if any(self.camera_shift):
+            parts.append("camera moved by (" + ", ".join(f"{x:g}" for x in self.camera_shift) + ") m")
+        if self.table is not None:
+            parts.append(f"table {self.table}")
+        if self.image is not None:
+            parts.append("other pictures")
+        if self.text is not None:
+            parts.append("other words")
+        return ", ".join(parts)
+
     def scene(self, scene: Scene) -> Scene:
         """The scene as perturbed."""
         return scene.replace(
