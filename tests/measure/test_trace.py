@@ -74,6 +74,7 @@ def test_the_layers_where_a_label_appears_and_is_lost(tmp_path):
     assert layer.silhouette is not None and layer.silhouette_random is not None
     assert layer.silhouette > layer.silhouette_random + 0.05
     assert layer.overlap is not None
+    assert set(found.cut.labels) == {4, 5, 10, 25}, "the report shows this cut, with its usual columns"
 
 
 def test_regions_of_masks_are_the_concept_without_a_label(tmp_path):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..progress import watched
-from ..spectral.cut import CutResult, cut_run
+from ..spectral.cut import DEFAULT_KS, CutResult, cut_run
 from .crossfit import Question, separability
 from .findings import Finding, LayerSeries, Row, layer_series
 from .labels import item_classes
@@ -217,7 +217,10 @@ def trace(
     has_masks = mask is not None and any(mask in row.mask_media for row in run.items)
     ask = _Concept(run, label=label, mask=mask if has_masks else None, tokens=tokens, random_run=random_run)
     if cut is None:
-        cut = cut_run(run, sites=names, k=(k,), seed=seed, color=color)
+        # With the usual numbers of concepts beside k: the report shows the newest cut of the most sites.
+        n_tokens = sum(len(run.acts(name)) for name in names)
+        usual = [other for other in DEFAULT_KS if other < n_tokens // 2]
+        cut = cut_run(run, sites=names, k=sorted({*usual, k}), seed=seed, color=color)
     elif k not in cut.labels or any(name not in cut.parts for name in names):
         raise InputError(
             f"the given cut holds sites {', '.join(cut.sites)} and k = {sorted(cut.labels)}; it must hold those asked "

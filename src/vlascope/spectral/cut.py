@@ -27,6 +27,9 @@ from .rows import Rows, TakenRows, as_rows
 if TYPE_CHECKING:
     from ..runs import Engine, Run
 
+DEFAULT_KS = (5, 10, 25)
+"""Numbers of concepts, coarse to fine."""
+
 DEFAULT_KINDS = ("patch", "text", "action", "state")
 """Special tokens (such as a beginning-of-text token) and registers are outliers by design and are left out."""
 
@@ -71,7 +74,7 @@ def cut_run(
     *,
     sites: str | Sequence[str],
     n_eig: int = 20,
-    k: int | Sequence[int] = (5, 10, 25),
+    k: int | Sequence[int] = DEFAULT_KS,
     kinds: Sequence[str] = DEFAULT_KINDS,
     seed: int = 0,
     color: str = "tsne",
