@@ -1,6 +1,6 @@
-"""Draw the pictures of the app that the documentation shows, in light and dark, to be looked at.
+"""Draw the pictures of app and report that the documentation shows, in light and dark, to be looked at.
 
-    python -m benchmarks.screenshots [--run runs/demo] [--out docs/img]
+    python -m benchmarks.screenshots [--run runs/demo] [--out docs/img] [--only report]
 
 Runs `vlascope demo` where no run is given. The two runs that are compared are those of mini-vla and of the same network
 with random weights, on the same frames. Needs a Chromium and playwright.
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from PIL import Image
 
 import vlascope as vs
 from benchmarks import _browser
+from benchmarks._report_pictures import make_report, shoot_report
 from benchmarks.measure import randomized
 from vlascope.app import create_app, open_books
 
@@ -35,18 +37,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--only", choices=("app", "report"))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "img")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run = args.run or Path(scratch) / "demo"
         if args.run is None:
             subprocess.run([sys.executable, "-m", "vlascope", "demo", "-q", "-o", str(run)], check=True)
+        if args.only != "app":
+            measured = make_report(Path(scratch))
+            in_both_themes(
+                lambda page, keep: shoot_report(page, demo=run / "report.html", measured=measured, keep=keep),
+                args.out,
+            )
+        if args.only == "report":
+            return
         blank = Path(scratch) / "random-weights"
         sites = list(vs.open_run(run).sites)
         vs.capture(
             randomized(vs.load("mini-vla"), seed=0), vs.items("demo:pick"), sites=sites, out=blank, quiet=True
         )
-        vs.cut(vs.open_run(blank), site=sites, k=(5, 10, 25), seed=0)
+        vs.cut(vs.open_run(blank), sites=sites, k=(5, 10, 25), seed=0)
         shoot(serve([run], Path(scratch)), serve([run, blank], Path(scratch)), args.out)
 
 
@@ -61,6 +72,23 @@ def serve(runs: list[Path], scratch: Path) -> str:
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
     threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True).start()
     return f"http://127.0.0.1:{sock.getsockname()[1]}/"
+
+
+def in_both_themes(draw: Callable[[Any, Callable[[str], None]], None], out: Path) -> None:
+    """Let `draw(page, keep)` draw in the light and in the dark theme."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = _browser.launch(driver)
+        for scheme, suffix in (("light", ""), ("dark", "-dark")):
+            width, height = SMALL
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page.on("pageerror", _fail)
+            draw(
+                page,
+                lambda name, page=page, suffix=suffix: save(page.screenshot(), out / f"{name}{suffix}.png"),
+            )
+        browser.close()
 
 
 def shoot(one: str, two: str, out: Path) -> None:
