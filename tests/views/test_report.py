@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -115,7 +116,16 @@ def test_warns_of_images_without_structure_and_lost_items(tmp_path):
     made = make_cut(tmp_path, n_steps=2, n_episodes=1, n_vision=1, n_language=0)
     made.labels[max(made.labels)][:] = 3
     made.run.info["n_failed"] = 2
+    first, second = made.run.responses[:2]
+    made.run.responses[:2] = [
+        dataclasses.replace(first, flags=("too_many_tokens:6",)),
+        dataclasses.replace(second, flags=("too_many_tokens:6", "of_its_own")),
+    ]
     warnings = report(made, n_videos=0).warnings
+    assert (
+        "2 answers of the model not as they should be: of_its_own (1); "
+        "6 tokens, more than an action has numbers (2)." in warnings
+    )
     assert any("all patches are one concept" in w for w in warnings)
     assert any("2 items could not be read" in w for w in warnings)
 

@@ -84,6 +84,22 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
+FLAGS = {
+    "too_many_tokens": "{} tokens, more than an action has numbers",
+    "too_few_tokens": "{} tokens, fewer than an action has numbers",
+    "word_in_action": "a word where number {} of the action should be (counted from 0)",
+    "length_limit": "cut off at the largest length",
+    "normalized_units": "an action in normalized units, as the checkpoint holds no statistics",
+}
+"""What a flag of a response (`Response.flags`) means."""
+
+
+def flag_text(flag: str) -> str:
+    """Return a flag of a response in words; one that is not known as it is."""
+    kind, _, value = flag.partition(":")
+    return FLAGS[kind].format(value) if kind in FLAGS else flag
+
+
 def footer(params: Mapping[str, Any]) -> str:
     """Return the line under a picture: model, site, method, parameters, seed and share of tokens sampled."""
     cut = params["cut"]

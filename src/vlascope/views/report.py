@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,16 @@ from ..errors import InputError, StorageError
 from ..files import write_bytes, write_text
 from ..progress import watched
 from .choose import choose_items, episodes_of, item_note, item_title
-from .describe import count, footer, health_value, model_name, model_revision, picture_params, sampled_share
+from .describe import (
+    count,
+    flag_text,
+    footer,
+    health_value,
+    model_name,
+    model_revision,
+    picture_params,
+    sampled_share,
+)
 from .episodes import EpisodeTeller
 from .figures import LAYER_HEIGHT, LAYER_WIDTH, ROW_HEIGHT, ROW_WIDTH, finding_view
 from .folder import take_apart
@@ -404,12 +414,11 @@ class _Builder:
                 "see failures.jsonl in the run."
             )
         self.warnings += [str(note) for note in health_value(cut, "notes") or ()]
-        flagged = [r for r in run.responses if r.flags]
-        if flagged:
-            flags = sorted({flag for r in flagged for flag in r.flags})
-            self.warnings.append(
-                f"{count(len(flagged), 'answer')} of the model carry a flag: {'; '.join(flags)}."
-            )
+        flags = Counter(flag for r in run.responses for flag in r.flags)
+        if flags:
+            n_flagged = sum(bool(r.flags) for r in run.responses)
+            told = "; ".join(f"{flag_text(flag)} ({n})" for flag, n in sorted(flags.items()))
+            self.warnings.append(f"{count(n_flagged, 'answer')} of the model not as they should be: {told}.")
         plain = []
         for item in self.items:
             rows = [g.index_rc[g.index_rc >= 0] for g in self.index.patches(self.site, item)]
