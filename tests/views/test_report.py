@@ -123,7 +123,7 @@ def test_warns_of_images_without_structure_and_lost_items(tmp_path):
     ]
     warnings = report(made, n_videos=0).warnings
     assert (
-        "2 answers of the model not as they should be: of_its_own (1); "
+        "2 answers of the model are not as expected: of_its_own (1); "
         "6 tokens, more than an action has numbers (2)." in warnings
     )
     assert any("all patches are one concept" in w for w in warnings)

@@ -418,7 +418,8 @@ class _Builder:
         if flags:
             n_flagged = sum(bool(r.flags) for r in run.responses)
             told = "; ".join(f"{flag_text(flag)} ({n})" for flag, n in sorted(flags.items()))
-            self.warnings.append(f"{count(n_flagged, 'answer')} of the model not as they should be: {told}.")
+            verb = "is" if n_flagged == 1 else "are"
+            self.warnings.append(f"{count(n_flagged, 'answer')} of the model {verb} not as expected: {told}.")
         plain = []
         for item in self.items:
             rows = [g.index_rc[g.index_rc >= 0] for g in self.index.patches(self.site, item)]
