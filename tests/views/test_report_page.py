@@ -61,8 +61,13 @@ class Reading:
         )
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.on("request", lambda r: self.asked.append(r.url))
-        self.page.on("requestfailed", lambda r: self.complaints.append(f"failed {r.url[:80]}"))
+        self.page.on("requestfailed", self.failed)
         self.open()
+
+    def failed(self, request):
+        """A file that is not there is a fault; a video still being read when the page is left is taken back."""
+        if request.failure != "net::ERR_ABORTED":
+            self.complaints.append(f"{request.failure} {request.url[:200]}")
 
     def open(self):
         self.page.goto(self.path.as_uri())
