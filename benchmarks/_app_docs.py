@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import _record
+from benchmarks import _record
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 BEGIN, END = "<!-- app: begin (python app.py --docs, in benchmarks) -->", "<!-- app: end -->"

@@ -1,6 +1,6 @@
 """`vlascope app` whose clicks only read the matrix: what an exact answer cannot be quicker than, in the same situation.
 
-    python benchmarks/_app_reading.py TIMES RUN [options of vlascope app]
+    python -m benchmarks._app_reading TIMES RUN [options of vlascope app]
 
 The same threads get the same blocks in the same order while the same browser draws; in place of the product, each byte
 is read once. Milliseconds of every such pass are appended to the file TIMES.

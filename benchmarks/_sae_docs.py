@@ -1,6 +1,6 @@
 """Writes what `sae.py` and `monitor.py` saved into docs/results.md, between two marks.
 
-python benchmarks/_sae_docs.py
+python -m benchmarks._sae_docs
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from _record import RESULTS
-
+from benchmarks._record import RESULTS
 from vlascope.files import read_json, write_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -31,7 +30,7 @@ def rate(one: dict[str, Any]) -> str:
 
 def dictionaries(sections: dict[str, Any]) -> list[str]:
     """Return the part on dictionaries."""
-    out = ["## Dictionaries", "", "`python benchmarks/sae.py`, saved in `benchmarks/results/sae.json`.", ""]
+    out = ["## Dictionaries", "", "`python -m benchmarks.sae`, saved in `benchmarks/results/sae.json`.", ""]
     for name, one in sections.items():
         found = one["results"]
         if name == "planted":
@@ -123,7 +122,7 @@ def monitors(sections: dict[str, Any]) -> list[str]:
     out = [
         "## The safety monitor",
         "",
-        "`python benchmarks/monitor.py`, saved in `benchmarks/results/monitor.json`.",
+        "`python -m benchmarks.monitor`, saved in `benchmarks/results/monitor.json`.",
         "",
     ]
     for name, one in sections.items():

@@ -1,10 +1,10 @@
 """How quick the app is: first picture, click, slider, memory; measured in a real browser against a server process.
 
-    python benchmarks/app.py                                    # 300 frames x 256 patches, 12 layers x 384: a minute
-    python benchmarks/app.py --items 300 --rows 20 --cols 25 --width 768 --sites 12       # 150,000 tokens a layer
-    python benchmarks/app.py --items 600 --rows 16 --cols 16 --width 64 --sites 27        # 4 M tokens in all
-    python benchmarks/app.py --items 300 --rows 20 --cols 25 --width 768 --sites 2 --gb 20 --clicks 3     # memory
-    python benchmarks/app.py --fuzz 5000                        # odd requests (needs the program `schemathesis`)
+    python -m benchmarks.app                                    # 300 frames x 256 patches, 12 layers x 384: a minute
+    python -m benchmarks.app --items 300 --rows 20 --cols 25 --width 768 --sites 12       # 150,000 tokens a layer
+    python -m benchmarks.app --items 600 --rows 16 --cols 16 --width 64 --sites 27        # 4 M tokens in all
+    python -m benchmarks.app --items 300 --rows 20 --cols 25 --width 768 --sites 2 --gb 20 --clicks 3     # memory
+    python -m benchmarks.app --fuzz 5000                        # odd requests (needs the program `schemathesis`)
 
 `--save NAME` keeps the numbers as the row NAME of benchmarks/results/app.json.
 
@@ -29,12 +29,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import _app_docs
-import _app_fuzz
-import _browser
-import _record
 import numpy as np
 
+from benchmarks import _app_docs, _app_fuzz, _browser, _record
 from vlascope.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,7 +1,7 @@
 """The safety monitor on the embedded model: realised false alarms, and six ways to lead it astray.
 
-    python benchmarks/monitor.py [--quick] [--folder FOLDER]     # all of it; FOLDER keeps episodes, run and dictionary
-    python benchmarks/monitor.py --only speed                    # scoring 400,000 tokens beside the encoder's product
+    python -m benchmarks.monitor [--quick] [--folder FOLDER]     # all of it; FOLDER keeps episodes, run and dictionary
+    python -m benchmarks.monitor --only speed                    # scoring 400,000 tokens beside the encoder's product
 
 mini-vla acts in its simulator in scenes with red and blue objects only; a dictionary is trained on the patch tokens of
 half of the episodes, the monitor is calibrated and tested on the other half. Then fresh episodes are attacked from
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from _record import RESULTS, environment
 
 import vlascope as vs
+from benchmarks._record import RESULTS, environment
 from vlascope.act.monitor import Monitor
 from vlascope.act.monitor_attacks import (
     injection,

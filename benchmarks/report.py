@@ -1,7 +1,7 @@
 """How quick the report is in a real browser, opened from the disk: as one file, and as a folder.
 
-    python benchmarks/report.py --run runs/demo             # of `vlascope demo`, or any captured run
-    python benchmarks/report.py --run runs/demo --save      # keeps the row "report" of results/app.json
+    python -m benchmarks.report --run runs/demo             # of `vlascope demo`, or any captured run
+    python -m benchmarks.report --run runs/demo --save      # keeps the row "report" of results/app.json
 
 "open" is from the start of the navigation until a click is answered (the script has run); "click" from the click until
 the answer is computed and painted into the panels in sight; "shown" until the end of the frame that shows it.
@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import _browser
-import _record
 import numpy as np
+
+from benchmarks import _browser, _record
 
 
 def measure(path: Path, *, n_opens: int, n_clicks: int) -> dict[str, Any]:

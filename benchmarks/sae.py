@@ -1,13 +1,13 @@
 """Training nested dictionaries: throughput beside peers, loss after equal tokens, dead latents, memory.
 
-    python benchmarks/sae.py                     # throughput and loss on planted tokens, 256 -> 2048, k 16, batch 4096
-    python benchmarks/sae.py --run RUN --site language.4      # the same on a run's patch tokens
-    python benchmarks/sae.py --only quality --run RUN --site vision.5 --steps 400       # the same without times
-    python benchmarks/sae.py --only rates --run RUN --site vision.5 --steps 400 --latents 512   # several step sizes
-    python benchmarks/sae.py --only memory       # peak memory of training on 400,000 x 2048 tokens
-    python benchmarks/sae.py --only planted      # 512 true directions in superposition
-    python benchmarks/sae.py --only dead --tokens 5000000
-    python benchmarks/sae.py --only discovery    # power, and false discoveries over 200 null runs
+    python -m benchmarks.sae                     # throughput and loss on planted tokens, 256 -> 2048, k 16, batch 4096
+    python -m benchmarks.sae --run RUN --site language.4      # the same on a run's patch tokens
+    python -m benchmarks.sae --only quality --run RUN --site vision.5 --steps 400       # the same without times
+    python -m benchmarks.sae --only rates --run RUN --site vision.5 --steps 400 --latents 512   # several step sizes
+    python -m benchmarks.sae --only memory       # peak memory of training on 400,000 x 2048 tokens
+    python -m benchmarks.sae --only planted      # 512 true directions in superposition
+    python -m benchmarks.sae --only dead --tokens 5000000
+    python -m benchmarks.sae --only discovery    # power, and false discoveries over 200 null runs
 
 Each call adds its section to benchmarks/results/sae.json. For --run, see `benchmarks/monitor.py
 --folder FOLDER`, which lets the embedded model act and captures what it computes, in FOLDER/run.
@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _measure import cost
-from _record import RESULTS, environment
-from _sae_peers import AS_PEERS, MATRYOSHKA, SWEPT, SYSTEMS
 from torch import Tensor
 
+from benchmarks._measure import cost
+from benchmarks._record import RESULTS, environment
+from benchmarks._sae_peers import AS_PEERS, MATRYOSHKA, SWEPT, SYSTEMS
 from vlascope.files import read_json, write_json
 from vlascope.sim import wilson_interval
 

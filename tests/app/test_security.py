@@ -266,7 +266,7 @@ def test_a_port_in_use_is_said(books):
 
 
 def test_no_odd_request_crashes_the_server_or_learns_a_path(books, serving):
-    """The short version of `python benchmarks/app.py --fuzz 5000`: raw bytes, eight connections at once."""
+    """The short version of `python -m benchmarks.app --fuzz 5000`: raw bytes, eight connections at once."""
     import importlib.util
     from pathlib import Path
 
