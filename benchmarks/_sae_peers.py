@@ -1,9 +1,9 @@
 """Other trainers of nested dictionaries behind one face: step(x) trains, loss(x) tells the FVU on held-out tokens.
 
-All read the same centred and scaled tokens and follow the same step sizes. Two are written here: `Dense`, our own
-mathematics by dense matrices and autograd, and `Bussmann`, the recipe of arXiv 2503.17547 (top-k over the batch, equal
-weights, a level of the bias alone, revival on the last residual). The others come from their packages, which import
-much that training does not use; what is missing is replaced by empty modules.
+All read the same centred and scaled tokens, train where these lie, and follow the same step sizes. Two are written
+here: `Dense`, our own mathematics by dense matrices and autograd, and `Bussmann`, the recipe of arXiv 2503.17547 (top-k
+over the batch, equal weights, a level of the bias alone, revival on the last residual). The others come from their
+packages, which import much that training does not use; what is missing is replaced by empty modules.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Ours:
             TrainConfig(batch=batch, precision=precision, lr=lr, warmup=0.05, decay=0.2),
             n_steps=n_steps,
             sample_td=sample,
+            device=sample.device,
         )
 
     def step(self, x: Tensor) -> None:
@@ -87,7 +88,7 @@ class Dense:
         sample: Tensor,
         lr: float,
     ) -> None:
-        self.sae = MatryoshkaSAE(SAEConfig(d_in=d, n_latents=n, k=k, levels=levels))
+        self.sae = MatryoshkaSAE(SAEConfig(d_in=d, n_latents=n, k=k, levels=levels)).to(sample.device)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=lr)
         self.schedule, self.n = schedule(lr, n_steps), 0
 
@@ -131,7 +132,7 @@ class Bussmann(Dense):
 
     def __init__(self, **shape: Any) -> None:
         super().__init__(**shape)
-        self.silent = torch.zeros(shape["n"])
+        self.silent = torch.zeros(shape["n"], device=shape["sample"].device)
 
     def codes(self, x: Tensor) -> Tensor:
         return self._codes(x)[0]
@@ -187,8 +188,8 @@ class DictionaryLearning:
         module = peer_module("dictionary_learning.trainers.matryoshka_batch_top_k")
         sizes = [b - a for a, b in zip((0, *levels), levels, strict=False)]
         self.trainer = module.MatryoshkaBatchTopKTrainer(
-            steps=n_steps, activation_dim=d, dict_size=n, k=k, layer=0, lm_name="none", lr=lr, seed=0, device="cpu",
-            group_fractions=[size / n for size in sizes], warmup_steps=max(1, n_steps // 20),
+            steps=n_steps, activation_dim=d, dict_size=n, k=k, layer=0, lm_name="none", lr=lr, seed=0,
+            device=str(sample.device), group_fractions=[size / n for size in sizes], warmup_steps=max(1, n_steps // 20),
             decay_start=int(0.8 * n_steps), threshold_start_step=n_steps // 20,
         )  # fmt: skip
         self.n = 0
@@ -231,10 +232,10 @@ class SAELens:
         torch.manual_seed(0)  # noqa: TID251 (the peer knows no other)
         self.sae = module.MatryoshkaBatchTopKTrainingSAE(
             module.MatryoshkaBatchTopKTrainingSAEConfig(d_in=d, d_sae=n, k=k, matryoshka_widths=list(levels))
-        )
+        ).to(sample.device)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=lr)
         self.schedule, self.n = schedule(lr, n_steps), 0
-        self.silent = torch.zeros(n)
+        self.silent = torch.zeros(n, device=sample.device)
 
     def _input(self, x: Tensor) -> Any:
         return self.base.TrainStepInput(
@@ -286,7 +287,7 @@ class Overcomplete:
     ) -> None:
         module = peer_module("overcomplete.sae.topk_sae")
         torch.manual_seed(0)  # noqa: TID251 (the peer knows no other)
-        self.sae = module.TopKSAE(d, n, top_k=k)
+        self.sae = module.TopKSAE(d, n, top_k=k, device=str(sample.device))
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=lr)
         self.schedule, self.n = schedule(lr, n_steps), 0
 

@@ -114,6 +114,10 @@ def test_hooks_go_also_after_an_exception(make, tiny_models):
     assert not any(m._forward_hooks for m in model.module.modules() if type(m) is nn.Linear)
     with pytest.raises(InputError, match="returned shape"), model.edit("vision.1", lambda x: x[:, 1:]):
         model.capture(batch, "vision.1")
+    for tokens in (None, [1]):
+        elsewhere = model.edit("vision.1", lambda x: x.to("meta"), tokens=tokens)
+        with pytest.raises(InputError, match="returned a tensor on meta.*site is on cpu"), elsewhere:
+            model.capture(batch, "vision.1")
     with pytest.raises(InputError, match="does not exist"), model.edit("vision.1", torch.neg, tokens=[999]):
         model.capture(batch, "vision.1")
     with pytest.raises(InputError, match="names 3 sites"), model.edit("vision.*", torch.neg):

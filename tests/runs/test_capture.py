@@ -431,6 +431,17 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path) -> None:
     assert [r.text for r in run.responses] == [r.text for r in whole.responses]
 
 
+@pytest.mark.parametrize("batch_size", [7, 8, 17])
+def test_a_batch_that_is_halved_several_times_keeps_all_its_items(tmp_path: Path, batch_size: int) -> None:
+    """A part that was halved once more cut the parts behind it, too, and their ends were lost."""
+    model = FakeModel()
+    model.memory_items = 1
+    run = run_capture(tmp_path / "r", model=model, source=ArraySource(17), batch_size=batch_size)
+    whole = run_capture(tmp_path / "whole", source=ArraySource(17), batch_size=1)
+    np.testing.assert_array_equal(run.acts("language.0")[:], whole.acts("language.0")[:])
+    assert [r.text for r in run.responses] == [r.text for r in whole.responses]
+
+
 def test_plan_sizes_are_those_of_the_run(tmp_path: Path) -> None:
     model, source = FakeModel(), ArraySource(17, prompt=False)
     sites = model.resolve(["vision.0", "vision.1"])

@@ -144,7 +144,8 @@ class Hooks:
             if not mask.any():
                 return x
             # On a copy, so that an edit which works in place cannot touch the other tokens.
-            return torch.where(masked(mask, like=x), fn(x.clone()).to(x.dtype), x)
+            new = _checked(fn(x.clone()), like=x, site=site)
+            return torch.where(masked(mask, like=x), new.to(x.dtype), x)
 
         return edit
 
@@ -229,13 +230,24 @@ def read_at(tensor: Tensor, site: Site) -> Tensor:
     return tensor if site.channels is None else tensor[..., slice(*site.channels)]
 
 
+def _checked(new: Tensor, *, like: Tensor, site: Site) -> Tensor:
+    """Return what an edit returned, when it can stand where `like` was."""
+    if new.shape != like.shape:
+        raise InputError(
+            f"the edit of site '{site.name}' returned shape {tuple(new.shape)}; need {tuple(like.shape)}."
+        )
+    if new.device != like.device:
+        raise InputError(
+            f"the edit of site '{site.name}' returned a tensor on {new.device}, but the site is on {like.device}; "
+            "move what it adds there first (`direction.to(x.device)`)."
+        )
+    return new
+
+
 def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
     """Put an edited [b, t, d] view back; returns `tensor` itself when nothing was changed."""
     old = read_at(tensor, site)
-    if new.shape != old.shape:
-        raise InputError(
-            f"the edit of site '{site.name}' returned shape {tuple(new.shape)}; need {tuple(old.shape)}."
-        )
+    new = _checked(new, like=old, site=site)
     if new.data_ptr() == old.data_ptr() and new.stride() == old.stride():
         return tensor  # the edit returned its input (or changed it in place)
     new = new.to(tensor.dtype)

@@ -19,6 +19,7 @@ from . import paths
 from .arrays import ArrayWriter, chunk_path, itemsize, site_folder
 from .checksum import is_intact
 from .media import encode_item
+from .prefetch import Helpers
 from .tables import (
     item_record,
     items_schema,
@@ -44,10 +45,18 @@ class BlockWriter:
     """
 
     def __init__(
-        self, run_dir: Path, block: int, *, start: int, stop: int, site_layouts: Mapping[str, str], dtype: str
+        self,
+        run_dir: Path,
+        block: int,
+        *,
+        start: int,
+        stop: int,
+        site_layouts: Mapping[str, str],
+        dtype: str,
+        helpers: Helpers,
     ) -> None:
         self.run_dir, self.block, self.start, self.stop = run_dir, block, start, stop
-        self.site_layouts, self.dtype = dict(site_layouts), dtype
+        self.site_layouts, self.dtype, self._helpers = dict(site_layouts), dtype, helpers
         self._work = paths.work_dir(run_dir, block)
         shutil.rmtree(self._work, ignore_errors=True)
         (self._work / "media").mkdir(parents=True)
@@ -85,20 +94,29 @@ class BlockWriter:
                         f"item '{item.item_id}': site '{site}' gave {len(rows)} rows, but its layout '{layout}' names "
                         f"{len(tokens)} tokens; the model's layout is wrong (for vs.wrap: check rows, cols, prefix)."
                     )
-            self._arrays[site].append(list(acts[site]))
+        self._helpers.each(lambda site: self._arrays[site].append(list(acts[site])), self.site_layouts)
         for name, known in self._layouts.items():
             known.extend(layouts[name])
-        for place, (source_index, item) in enumerate(batch):
+        written = self._helpers.each(self._write_media, batch)
+        for place, ((source_index, item), (hashes, media, mask_media)) in enumerate(
+            zip(batch, written, strict=True)
+        ):
             index = len(self._items)
-            files, media, mask_media = encode_item(item, stem=f"{source_index:07d}")
-            for name, data in files.items():
-                (self._work / "media" / name).write_bytes(data)
-                self._media[name] = hashlib.sha256(data).hexdigest()
+            self._media |= hashes
             self._items.append(
                 item_record(item, index=index, source_index=source_index, media=media, mask_media=mask_media)
             )
             if place in responses:
                 self._responses.append(response_record(responses[place], index=index))
+
+    def _write_media(self, one: tuple[int, Item]) -> tuple[dict[str, str], list[str], dict[str, str]]:
+        """Write the pictures and masks of an item; return their checksums and names (see `encode_item`)."""
+        source_index, item = one
+        files, media, mask_media = encode_item(item, stem=f"{source_index:07d}")
+        for name, data in files.items():
+            (self._work / "media" / name).write_bytes(data)
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        return hashes, media, mask_media
 
     def fail(self, source_index: int, error: BaseException) -> None:
         """Record an item that could not be read."""

@@ -46,10 +46,9 @@ class Forward:
     def _run(self, items: Sequence[Item]) -> _Result:
         import torch
 
-        if len(items) > self._limit:
-            return _joined(
-                self._run(items[at : at + self._limit]) for at in range(0, len(items), self._limit)
-            )
+        # A part may halve the limit once more: the parts of this batch are cut by the one it began with.
+        if len(items) > (size := self._limit):
+            return _joined(self._run(items[at : at + size]) for at in range(0, len(items), size))
         try:
             return self._run_once(items)
         except (RuntimeError, MemoryError) as error:

@@ -1,17 +1,21 @@
-"""Overlap: items are decoded ahead of the forward pass, and blocks are written behind it."""
+"""Overlap: items are decoded ahead of the forward pass, and blocks are written behind it, by several threads."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ..files import storage_errors
 from ..items.item import Item, ItemSource
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Prefetch:
@@ -65,6 +69,35 @@ class Prefetch:
                         continue
                 if self._stopped.is_set():
                     return
+
+
+MAX_HELPERS = 8
+
+
+class Helpers:
+    """Threads that share the parts of one writing job: pictures to encode, arrays to append to.
+
+    A PNG of 640 x 480 takes 17 ms of one core, which is the time of several forward passes on a GPU.
+
+    Args:
+        n_threads: Default: one per core, at most `MAX_HELPERS`.
+    """
+
+    def __init__(self, n_threads: int | None = None) -> None:
+        self._pool = ThreadPoolExecutor(
+            max_workers=n_threads or min(MAX_HELPERS, os.cpu_count() or 1),
+            thread_name_prefix="vlascope-encode",
+        )
+
+    def each(self, fn: Callable[[T], R], parts: Iterable[T]) -> list[R]:
+        """Return fn(part) for each part, in their order, once all are done; raises what the first failed one raised."""
+        futures = [self._pool.submit(fn, part) for part in parts]
+        wait(futures)
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """Wait for the threads to end."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class WriteBehind:

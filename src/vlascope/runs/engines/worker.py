@@ -11,7 +11,7 @@ from ...errors import InputError, ItemError, ItemNotFoundError
 from ...items.item import Item, ItemSource
 from ..block import BlockWriter
 from ..forward import Forward
-from ..prefetch import Prefetch, WriteBehind
+from ..prefetch import Helpers, Prefetch, WriteBehind
 from .engine import BlockReport, CaptureJob
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class BlockWorker:
         )
         self._decoded = Prefetch(items, depth=job.settings["batch_size"])
         self._writer = WriteBehind(job.out)
+        self._helpers = Helpers()
         self._fed: list[int] = []
 
     def __enter__(self) -> Self:
@@ -49,6 +50,7 @@ class BlockWorker:
     ) -> None:
         self._decoded.__exit__(kind, error, trace)
         self._writer.close()
+        self._helpers.close()
 
     def feed(self, block: int) -> None:
         """Let the items of a block be decoded as soon as there is room; a block that was fed is not fed again."""
@@ -68,6 +70,7 @@ class BlockWorker:
             stop=span.stop,
             site_layouts=job.site_layouts,
             dtype=job.settings["dtype"],
+            helpers=self._helpers,
         )
         for batch in self._batches(span, writing):
             write, n_bytes = self._forward.job(batch, writing)
