@@ -257,14 +257,25 @@ def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
         new = whole
     if site.windows is not None:
         grid = new.unflatten(1, (site.windows.rows, site.windows.cols))
-        return site.windows.fold(grid, into=tensor)
-    if site.packing is not None:
-        return site.packing.fold(new, into=tensor)
-    if site.axes == "bdhw":
-        return new.unflatten(1, tensor.shape[2:]).permute(0, 3, 1, 2).contiguous()
-    if site.axes == "bhwd":
-        return new.unflatten(1, tensor.shape[1:3])
-    return new
+        new = site.windows.fold(grid, into=tensor)
+    elif site.packing is not None:
+        new = site.packing.fold(new, into=tensor)
+    elif site.axes == "bdhw":
+        new = new.unflatten(1, tensor.shape[2:]).permute(0, 3, 1, 2)
+    elif site.axes == "bhwd":
+        new = new.unflatten(1, tensor.shape[1:3])
+    return _laid_out(new, like=tensor)
+
+
+def _laid_out(new: Tensor, *, like: Tensor) -> Tensor:
+    """Return `new` with the strides of `like`.
+
+    A GPU chooses its kernels by them, too, and each kernel rounds in its own way: an edit that returns equal values
+    must change no bit downstream.
+    """
+    if new.stride() == like.stride():
+        return new
+    return torch.empty_like(like, dtype=new.dtype).copy_(new)  # keeps the strides of dense tensors
 
 
 def _whole(site: Site) -> Site:

@@ -41,7 +41,9 @@ def sampled_dots(left_rd: Tensor, offsets: Tensor, cols: Tensor, right_nd: Tenso
     """Return left[r] . right[c] for the entries (r, c) of a compressed sparse matrix, [e]."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")  # on GPUs
+        warnings.filterwarnings(
+            "ignore", message="Sparse invariant checks are implicitly disabled"
+        )  # on GPUs
         pattern = torch.sparse_csr_tensor(
             offsets,
             cols,
