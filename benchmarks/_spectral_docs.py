@@ -217,16 +217,6 @@ def _colours(rows: Rows) -> str:
     return "\n".join([*out, ""])
 
 
-def _any(title: str) -> Any:
-    def write(rows: Rows) -> str:
-        keys = list(dict.fromkeys(key for row in rows for key in row))
-        out = [f"## {title}", "", "| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
-        out += ["| " + " | ".join(_cell(row.get(key, "")) for key in keys) + " |" for row in rows]
-        return "\n".join([*out, ""])
-
-    return write
-
-
 WRITERS = {
     "accuracy": _accuracy,
     "small": _small,
@@ -237,7 +227,6 @@ WRITERS = {
     "groups": _groups,
     "clicks": _clicks,
     "colours": _colours,
-    "gpu": _any("On a GPU"),
 }
 
 

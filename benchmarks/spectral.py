@@ -329,36 +329,6 @@ def clicks(quick: bool) -> Iterator[Row]:
     yield {"n": 50_000, "n_eig": 50, "clicks": 5, "milliseconds": 1e3 * median, "holds": median <= 0.1}
 
 
-def gpu(quick: bool) -> Iterator[Row]:
-    """One million rows on a GPU, against the same peer there and against reading X once."""
-    if not torch.cuda.is_available():
-        yield {"skipped": "no GPU here: not measured"}
-        return
-    n = 200_000 if quick else 1_000_000
-    x = torch.from_numpy(data.mixture(n, 0)).cuda()
-    sigma = _sigma(x[:20_000].cpu().numpy(), 0.05)
-
-    def timed(call: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(4):  # the first one warms up
-            torch.cuda.synchronize()
-            times.append(cost(lambda: (call(), torch.cuda.synchronize())).seconds)
-        return float(np.median(times[1:]))
-
-    ours = timed(lambda: NystromNCut(20, scale=sigma).fit_transform(x))
-    peer = timed(lambda: _peer_ncut(x, 20, sigma, 0))
-    read = timed(lambda: x.sum())
-    yield {
-        "device": torch.cuda.get_device_name(),
-        "n": n,
-        "seconds": ours,
-        "peer_seconds": peer,
-        "times_faster": peer / ours,
-        "read_seconds": read,
-        "times_reading": ours / read,
-    }
-
-
 SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "accuracy": accuracy,
     "small": small,
@@ -369,7 +339,6 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "groups": groups,
     "clicks": clicks,
     "colours": colours,
-    "gpu": gpu,
 }
 
 
