@@ -84,7 +84,8 @@ def _llava(row: Row) -> str:
     return text + (
         f"\n{row['tokens_per_item']} tokens an item; at most {row['peak_gpu_gb']} GB of the device. An edit that "
         f"returns its input {same}; one of the patches moves the last layer by "
-        f"{row['edit_of_patches_moves_the_last_layer']:.2f} of its norm. Answers of seven tokens: {row['answers_of_7_tokens_per_sec']} a second.\n"
+        f"{row['edit_of_patches_moves_the_last_layer']:.2f} of its norm. Answers of seven "
+        f"tokens: {row['answers_of_7_tokens_per_sec']} a second.\n"
     )
 
 

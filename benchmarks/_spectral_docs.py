@@ -247,7 +247,3 @@ def _bound(value: float, bound: float) -> str:
 
 def _least(value: float, bound: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if value >= bound else f"**{value:.{digits}f}** (misses)"
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
