@@ -32,6 +32,10 @@ def test_items_and_episode(client, books):
     episode = client.get(f"/api/runs/{key}/episodes/1").json()
     assert episode["items"] == [7, 8] and episode["steps"] == [0, 1]
     assert [s["values"] for s in episode["states"]] == [[7.0, 8.0], [8.0, 9.0], [9.0, 10.0]]
+    assert [s["name"] for s in episode["states"]] == ["state 0", "state 1", "state 2"]
+    run.info["names"] = {"state": ["x", "y", "gap"]}
+    episode = client.get(f"/api/runs/{key}/episodes/1").json()
+    assert [s["name"] for s in episode["states"]] == ["x", "y", "gap"]
 
 
 def test_layout_places_every_token(client, books):

@@ -219,8 +219,21 @@ class Episodes(ArraySource):
         )
 
 
+@pytest.mark.parametrize("view", [lambda source: source, lambda source: source[:9]])
+def test_names_of_states_and_actions_come_back(tmp_path: Path, view: Any) -> None:
+    """Also through a view of the source; where the numbers do not fit the names they are counted."""
+    source = Episodes()
+    source.state_names, source.action_names = ("x", "y", "z"), ("left", "right")
+    run = run_capture(tmp_path / "r", source=view(source))
+    assert run.state_names == ("x", "y", "z") and run.action_names == ("left", "right")
+    back = open_items(str(export_lerobot(run, tmp_path / "data")))
+    assert back.state_names == ("x", "y", "z")
+    assert back.action_names == ("action_0", "action_1", "action_2", "action_3")
+
+
 def test_episodes_come_back_from_lerobot(tmp_path: Path) -> None:
     run = run_capture(tmp_path / "r", source=Episodes())
+    assert run.state_names == ()
     out = export_lerobot(run, tmp_path / "data")
     back = open_items(str(out))
     assert len(back) == 9

@@ -27,6 +27,8 @@ class FakeRun:
         default_factory=lambda: {"status": "complete", "command": "vlascope capture fake"}
     )
     config: dict[str, Any] = field(default_factory=lambda: {"model": {"name": "fake-vla"}})
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
 
     @property
     def n_items(self) -> int:

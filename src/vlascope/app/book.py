@@ -14,10 +14,11 @@ import numpy as np
 
 from ..errors import InputError, SiteNotFoundError
 from ..files import content_hash
+from ..items.item import vector_names
 from ..views.choose import episodes_of, outcome_text
 from ..views.describe import footer, health_value, model_name, picture_params, plain, sampled_share
 from ..views.measured import episode_measures, saved_findings
-from ..views.robot import answer_text, episode_track
+from ..views.robot import MAX_STATES, answer_text, episode_track
 from ..views.style import css_color
 from ..views.tokens import TokenIndex
 from .colors import ColorBook
@@ -153,8 +154,11 @@ class RunBook:
             "closed": None if closed is None else [bool(c) for c in closed],
             "states": (
                 [
-                    {"name": f"state {i}", "values": _numbers(np.array([s[i] for s in states]))}
-                    for i in range(min(8, len(states[0])))
+                    {"name": name, "values": _numbers(np.array([s[i] for s in states]))}
+                    for i, name in enumerate(
+                        vector_names(self.run.state_names, len(states[0]), what="state ")
+                    )
+                    if i < MAX_STATES
                 ]
                 if has_states
                 else []

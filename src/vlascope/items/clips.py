@@ -60,7 +60,7 @@ class ClipSource(ItemSource):
                 f"'{parent.name}' has {max(lengths, default=0)}."
             )
         self.parent, self.n_frames, self.stride, self.hop, self.camera = parent, n_frames, stride, hop, camera
-        self.name = parent.name
+        self._follow(parent)
         self.fps = parent.fps / hop if parent.fps else None
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import content_hash, new_folder
 from .frames import EpisodeSubset, FrameSource
-from .item import Item, ItemSource, Subset
+from .item import Item, ItemSource, Subset, vector_names
 from .lerobot import LeRobotSource
 from .lerobot_write import EpisodeData, write_lerobot
 from .reviews import Review, matches, parse_where, require_table
@@ -182,8 +182,7 @@ def _export_lerobot(
         )
     names = []
     for own, vector in (("state_names", first.state), ("action_names", first.action)):
-        given = list(getattr(base, own, ()))
-        names.append(given if len(given) == len(vector) else [str(i) for i in range(len(vector))])
+        names.append(vector_names(getattr(base, own), len(vector)))
     robot = base.info.get("robot_type") if isinstance(base, LeRobotSource) else None
     return write_lerobot(
         out,

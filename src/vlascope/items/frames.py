@@ -74,8 +74,7 @@ class EpisodeSubset(EpisodicSource):
         if not len(places):
             raise InputError(f"no episode of '{parent.name}' is chosen; need at least one.")
         self.parent, self.places = parent, [int(place) for place in places]
-        self.name, self.fps, self.on_error = parent.name, parent.fps, parent.on_error
-        self._skipped = parent.skipped
+        self._follow(parent)
         names, lengths = parent.episode_names(), parent.episode_lengths
         self._parent_starts = np.cumsum([0, *lengths])
         self._set_episodes([names[p] for p in self.places], [lengths[p] for p in self.places])

@@ -111,6 +111,11 @@ class Item:
         return self.images[0]
 
 
+def vector_names(given: Sequence[str], n: int, *, what: str = "") -> tuple[str, ...]:
+    """Return the names of the n numbers of a state or an action: those given, or `what` and a number where none fit."""
+    return tuple(given) if len(given) == n else tuple(f"{what}{i}" for i in range(n))
+
+
 class ItemSource(Sequence[Item], ABC):
     """A lazy, indexable collection of items; nothing is decoded before it is asked for.
 
@@ -118,11 +123,19 @@ class ItemSource(Sequence[Item], ABC):
 
     With `on_error = "skip"` what is found missing or damaged on opening is left out, iterating passes over items
     that cannot be read, and `skipped` lists both. `source[index]` raises in any case.
+
+    Attributes:
+        name: Of the source, for messages and pictures.
+        fps: Frames per second of its episodes; None when it does not say.
+        state_names: One per number of `Item.state`; empty when the source does not name them.
+        action_names: One per number of `Item.action`, likewise.
     """
 
     name: str = "items"
     fps: float | None = None
     on_error: OnError = "raise"
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
     _skipped: list[Skipped]
 
     @property
@@ -131,6 +144,12 @@ class ItemSource(Sequence[Item], ABC):
         if not hasattr(self, "_skipped"):
             self._skipped = []
         return self._skipped
+
+    def _follow(self, parent: ItemSource) -> None:
+        """Be a view of another source: its name, rate and names of vectors; one list of what is skipped."""
+        self.name, self.fps, self.on_error = parent.name, parent.fps, parent.on_error
+        self.state_names, self.action_names = parent.state_names, parent.action_names
+        self._skipped = parent.skipped
 
     def _skip(self, name: str, error: Exception) -> None:
         """List what is passed over, once; raise `error` instead when skipping was not asked for."""
@@ -203,8 +222,7 @@ class Subset(ItemSource):
                     f"item {index} of '{parent.name}' does not exist; it has {len(parent)} items."
                 )
         self.parent, self.indices = parent, indices
-        self.name, self.fps, self.on_error = parent.name, parent.fps, parent.on_error
-        self._skipped = parent.skipped  # one list for all views of a source
+        self._follow(parent)
 
     def __len__(self) -> int:
         return len(self.indices)

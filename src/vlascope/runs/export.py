@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..files import new_folder, write_json
 from ..items import EpisodeData, write_lerobot
+from ..items.item import vector_names
 from ..progress import watched
 from .arrays import site_folder
 from .run import Run
@@ -167,8 +168,8 @@ def export_lerobot(run: Run, out: Path | str, *, fps: int | None = None, force: 
         out,
         (_episode(run, rows) for rows in episodes.values()),
         fps=round(rate),
-        state_names=[f"state_{i}" for i in range(len(first.state))],
-        action_names=[f"action_{i}" for i in range(len(first.action))],
+        state_names=vector_names(run.state_names, len(first.state), what="state_"),
+        action_names=vector_names(run.action_names, len(first.action), what="action_"),
         robot_type="unknown",
         force=force,
     )

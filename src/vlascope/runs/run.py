@@ -107,6 +107,16 @@ class Run:
         return self.info["n_failed"]
 
     @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the numbers of a state, as the dataset gave them; empty when it did not."""
+        return tuple(self.info.get("names", {}).get("state", ()))
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the numbers of a recorded action, likewise."""
+        return tuple(self.info.get("names", {}).get("action", ()))
+
+    @property
     def layouts(self) -> tuple[str, ...]:
         """Names of the token layouts."""
         return tuple(sorted(self._index["rows"]))

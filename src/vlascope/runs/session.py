@@ -193,6 +193,7 @@ class Session:
                 "hardware": hardware(str(self.model.device)),
                 "seed": settings["seed"],
                 "n_blocks": self.plan.n_blocks,
+                "names": {"state": list(self.items.state_names), "action": list(self.items.action_names)},
                 "sites": {
                     s.name: {"layout": s.layout, "width": planned.width, "dtype": settings["dtype"]}
                     for s, planned in zip(sites, self.plan.sites, strict=True)

@@ -12,13 +12,14 @@ import numpy as np
 
 from ..errors import InputError, missing_extra
 from ..files import storage_errors
+from ..items.item import vector_names
 from ..progress import watched
 from .choose import episodes_of, item_title, outcome_text
 from .describe import footer, picture_params
 from .html import jpeg_bytes, png_bytes
 from .measured import concept_shares, episode_measures
 from .panels import color_panel
-from .robot import MOVES, EpisodeTrack, answer_text, episode_track
+from .robot import MAX_STATES, MOVES, EpisodeTrack, answer_text, episode_track
 from .tokens import TokenIndex
 from .words import display_texts, word_colors
 
@@ -240,8 +241,9 @@ class _Writer:
         if moves is not None and closed is not None:
             self._scalar(("gripper", "closed"), float(closed[number]))
         if row.state is not None:
-            for axis, value in enumerate(row.state[:8]):
-                self._scalar(("state", str(axis)), value)
+            names = vector_names(self.run.state_names, len(row.state))
+            for name, value in zip(names[:MAX_STATES], row.state, strict=False):
+                self._scalar(("state", name), value)
 
     def _scalar(self, entity: tuple[str, str], value: float) -> None:
         self.plots.add(entity[0])

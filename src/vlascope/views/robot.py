@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..items.item import vector_names
+
 if TYPE_CHECKING:
     from ..items.item import Scalar
     from ..runs import Run
 
 MOVES = ("dx", "dy", "dz")
+MAX_STATES = 8
+"""Curves of a state that are drawn."""
+
 _GRIP_NAMES = ("grip", "gripper", "gripper_close", "gripper_position")
 _EVENT_PREFIXES = ("event/", "event.", "event_")
 
@@ -101,7 +106,7 @@ def episode_track(run: Run, *, episode: int, items: Sequence[int]) -> EpisodeTra
         names = (
             (*MOVES, "grip")
             if action.shape[1] == 4 and _is_own_simulator(run)
-            else _numbered(action.shape[1])
+            else vector_names(run.action_names, action.shape[1], what="action ")
         )
     return EpisodeTrack(
         episode=episode,
@@ -120,10 +125,6 @@ def episode_track(run: Run, *, episode: int, items: Sequence[int]) -> EpisodeTra
 def _is_own_simulator(run: Run) -> bool:
     """Whether the items come from `vlascope.sim`, whose four action columns are known."""
     return "sim_task" in run.items[0].labels
-
-
-def _numbered(n: int) -> tuple[str, ...]:
-    return tuple(f"action {i}" for i in range(n))
 
 
 def _events(labels: Mapping[str, Scalar]) -> tuple[tuple[str, int], ...]:
@@ -188,7 +189,7 @@ def episode_action(action: NDArray[np.float32], names: Sequence[str]) -> str:
         times=(0.0,),
         prompt=None,
         action=np.asarray(action, np.float32)[None],
-        action_names=tuple(names) if len(names) == len(action) else _numbered(len(action)),
+        action_names=vector_names(names, len(action), what="action "),
         source="",
         events=(),
         labels={},
