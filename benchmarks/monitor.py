@@ -298,6 +298,8 @@ def monitor(args: argparse.Namespace) -> dict[str, Any]:
             "camera moved 12 cm": attacks.camera_shift((0.0, 0.12, 0.0)),
             "light x 0.7": attacks.lighting(0.7),
             "light x 0.4": attacks.lighting(0.4),
+            "light x 0.15": attacks.lighting(0.15),
+            "light x 2.5": attacks.lighting(2.5),
             "adversarial patch": attacks.adversarial(),
             "injection, 0.1": attacks.injected(0.1),
             "injection, 0.5": attacks.injected(0.5),

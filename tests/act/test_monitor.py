@@ -156,7 +156,7 @@ def test_alarms_come_when_where_and_at_the_level_that_was_planted(monitor, wrong
     assert "realised_false_alarms_when_fitted" in facts
 
 
-@pytest.mark.parametrize("detector", ["sae", "mahalanobis", "pca"])
+@pytest.mark.parametrize("detector", ["sae", "sae-change", "mahalanobis", "pca"])
 @pytest.mark.parametrize("rule", ["frame", "cusum", "both", "sigma"])
 def test_watching_step_by_step_equals_scoring_the_episode(monitor, wrong, detector, rule):
     watcher = monitor.watcher(detector=detector, rule=rule)
@@ -179,6 +179,23 @@ def test_watching_step_by_step_equals_scoring_the_episode(monitor, wrong, detect
             assert veto.details["realised_false_alarms"]["n"] > 0 and "stated 10.0%" in veto.reason
             json.dumps(dict(veto.details), allow_nan=False)
     assert vetoed
+
+
+def test_what_leaves_less_to_rebuild_is_seen_by_the_two_sided_error_alone(monitor, fresh):
+    """As darkness does: each token becomes what the dictionary makes of it."""
+    alarms = {"sae": 0, "sae-change": 0}
+    for items in episodes_of(fresh):
+        tokens = episode_tokens(fresh, SITE, items, monitor.patches)
+        flat = torch.from_numpy(tokens.reshape(-1, D))
+        with torch.no_grad():
+            made = monitor.sae.decode(monitor.sae.encode(flat)).numpy().reshape(tokens.shape)
+        for detector in alarms:
+            limits = next(iter(monitor.use(detector).thresholds.values()))
+            scores = monitor.frame_scores(monitor.patch_scores(made, detector=detector), camera=0)
+            alarms[detector] += limits.first_alarm(scores, rule="frame") is not None
+    assert alarms == {"sae": 0, "sae-change": 30}
+    where = monitor.explain(made[0], detector="sae-change")
+    assert where.level is not None and where.level_rise < 0 and np.isfinite(where.level_rise)
 
 
 def test_limits_are_those_of_each_task_and_camera_at_its_share_of_the_rate(folder, checkpoint):

@@ -14,7 +14,7 @@ from ..errors import InputError, nearest_text
 from ..models.layout import KINDS
 from ..sae import MatryoshkaSAE
 from ..sae.stream import read_rows
-from .monitor_detectors import Detector, SAEError
+from .monitor_detectors import Detector, SAEError, standardized
 from .monitor_thresholds import RULES, Rate, Rule, Thresholds
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Monitor:
         top: Share of a camera's patches, the highest ones, whose mean is the frame's score.
         patches: What it watches.
         cameras: Names of the cameras, by number.
-        fitted: By detector: "sae", "mahalanobis", "pca".
+        fitted: By detector: "sae", "sae-change", "mahalanobis", "pca".
         level_centre, level_spread: float32 [n_levels], of the logarithm of each level's error of a clean patch.
         model: Name and fingerprint of the model.
         facts: What it was fitted on; JSON-able.
@@ -214,7 +214,7 @@ class Monitor:
 
         Args:
             tokens_fpd: Raw tokens of the watched patches, [frames, p, d].
-            detector: "sae", "mahalanobis" or "pca".
+            detector: "sae", "sae-change", "mahalanobis" or "pca".
 
         Raises:
             InputError: another number of patches or channels, or NaN.
@@ -224,7 +224,9 @@ class Monitor:
         fitted = self.use(detector)
         self._check_tokens(tokens_fpd)
         raw = raw_scores(fitted.detector, tokens_fpd)
-        return (np.log(raw + FLOOR) - fitted.centre) / fitted.spread
+        return standardized(
+            np.log(raw + FLOOR), centre=fitted.centre, spread=fitted.spread, detector=fitted.detector
+        )
 
     def frame_scores(self, patch_scores_fp: NDArray[np.floating], *, camera: int) -> NDArray[np.float64]:
         """Return the scores of frames as seen by one camera: the mean of its highest patches, float64 [frames]."""
@@ -246,13 +248,14 @@ class Monitor:
         if not len(marked):
             marked = inside[[int(np.argmax(scores[inside]))]]
         rises: dict[int, float] = {}
-        if detector == "sae":
-            own = cast(SAEError, self.use("sae").detector)
+        own = self.use(detector).detector
+        if isinstance(own, SAEError):
             some = torch.from_numpy(np.ascontiguousarray(tokens_pd[marked], np.float32))
             logs = np.log(own.levels(some).numpy() + FLOOR)
             values = ((logs - self.level_centre) / self.level_spread).mean(0)
             rises = {int(w): float(v) for w, v in zip(own.sae.levels, values, strict=True)}
-        level = max(rises, key=lambda w: rises[w]) if rises else None
+        size = abs if own.is_two_sided else float
+        level = max(rises, key=lambda w: size(rises[w])) if rises else None
         return Where(
             patches=marked,
             box=self._box(marked, scores),

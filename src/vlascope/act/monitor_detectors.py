@@ -16,13 +16,14 @@ from ..sae import MatryoshkaSAE
 from ..sae.errors import reconstruction_errors
 
 MIN_TOKENS_PER_CHANNEL = 2
-DETECTORS = ("sae", "mahalanobis", "pca")
+DETECTORS = ("sae", "sae-change", "mahalanobis", "pca")
 
 
 class Detector(Protocol):
-    """Scores tokens one by one; larger is less usual."""
+    """Scores tokens one by one; larger is less usual, and so is smaller where `is_two_sided`."""
 
     name: ClassVar[str]
+    is_two_sided: ClassVar[bool]
 
     def score(self, x_td: Tensor) -> Tensor:
         """Return float32 [n], >= 0, for raw tokens [n, d]."""
@@ -40,6 +41,7 @@ class SAEError:
     sae: MatryoshkaSAE
     variance: float
     name: ClassVar[str] = "sae"
+    is_two_sided: ClassVar[bool] = False
 
     def score(self, x_td: Tensor) -> Tensor:
         """Return the errors, float32 [n]."""
@@ -55,6 +57,14 @@ class SAEError:
 
 
 @dataclass(frozen=True)
+class SAEChange(SAEError):
+    """The same error, unusual when it rises or falls: darkness and silenced modules leave less to rebuild."""
+
+    name: ClassVar[str] = "sae-change"
+    is_two_sided: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
 class Mahalanobis:
     """Squared Mahalanobis distance to the clean tokens' mean, over the number of channels.
 
@@ -64,6 +74,7 @@ class Mahalanobis:
     mean: Tensor
     whitener: Tensor  # [d, d], x -> (x - mean) @ whitener has unit covariance
     name: ClassVar[str] = "mahalanobis"
+    is_two_sided: ClassVar[bool] = False
 
     def score(self, x_td: Tensor) -> Tensor:
         """Return the distances, float32 [n]."""
@@ -82,6 +93,7 @@ class PCAResidual:
     basis: Tensor  # [d, k], orthonormal columns
     variance: float
     name: ClassVar[str] = "pca"
+    is_two_sided: ClassVar[bool] = False
 
     def score(self, x_td: Tensor) -> Tensor:
         """Return the squared residuals, float32 [n]."""
@@ -92,6 +104,24 @@ class PCAResidual:
     def tensors(self) -> Mapping[str, Tensor]:
         """Return mean, basis and variance."""
         return {"mean": self.mean, "basis": self.basis, "variance": torch.tensor(self.variance)}
+
+
+def standardized(
+    logs_fp: NDArray[np.floating],
+    *,
+    centre: NDArray[np.floating],
+    spread: NDArray[np.floating],
+    detector: Detector,
+) -> NDArray[Any]:
+    """Return how unusual patches are, [frames, p], in deviations from what the same places score in clean frames.
+
+    Args:
+        logs_fp: Logarithms of a detector's scores.
+        centre, spread: [p], of clean frames.
+        detector: Whose scores these are; for one that is two-sided, a fall counts as much as a rise.
+    """
+    found = (logs_fp - centre) / spread
+    return np.abs(found) if detector.is_two_sided else found
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def evaluate_attack(
         attack: Name of the attack.
         clean: Clean episodes that nothing was fitted on.
         attacked: Episodes with an onset.
-        detector: "sae", "mahalanobis" or "pca".
+        detector: "sae", "sae-change", "mahalanobis" or "pca".
         rule: What raises the alarm.
         camera: The camera.
         seed: Seeds the bootstrap.

@@ -26,7 +26,16 @@ from .monitor import (
     task_of,
     top_mean,
 )
-from .monitor_detectors import DETECTORS, Detector, SAEError, mahalanobis, moments, pca_residual
+from .monitor_detectors import (
+    DETECTORS,
+    Detector,
+    SAEChange,
+    SAEError,
+    mahalanobis,
+    moments,
+    pca_residual,
+    standardized,
+)
 from .monitor_thresholds import Rate, Thresholds, calibrate, episodes_needed
 
 if TYPE_CHECKING:
@@ -112,7 +121,8 @@ def fit_monitor(
     found = moments(reference_tokens())
     k = n_components or checkpoint.sae.config.k
     sae = SAEError(checkpoint.sae, found.variance)
-    detectors: list[Detector] = [sae, mahalanobis(found), pca_residual(found, n_components=k)]
+    change = SAEChange(checkpoint.sae, found.variance)
+    detectors: list[Detector] = [sae, change, mahalanobis(found), pca_residual(found, n_components=k)]
     assert tuple(one.name for one in detectors) == DETECTORS
     logs: dict[str, list[NDArray[np.float32]]] = {one.name: [] for one in detectors}
     level_logs: list[NDArray[np.float32]] = []
@@ -127,7 +137,9 @@ def fit_monitor(
     for number in progress(range(len(groups)), desc="scoring", unit="episode", quiet=quiet):
         tokens = episode_tokens(run, site, groups[number], patches)
         for one in detectors:
-            logs[one.name].append(np.log(raw_scores(one, tokens) + FLOOR))
+            # The two that look at the dictionary's error share it.
+            shared = logs[sae.name][number] if one is change else None
+            logs[one.name].append(np.log(raw_scores(one, tokens) + FLOOR) if shared is None else shared)
         if number in is_reference:
             level_logs.append(_level_logs(sae, tokens[::every]))
     levels = np.concatenate(level_logs)
@@ -242,7 +254,7 @@ def _fit_one(
     # A place that never changes must not turn its first flicker into thousands of deviations.
     own = reference.std(0)
     spread = np.maximum(own, max(1e-6, 0.25 * float(np.median(own))))
-    scores = [(one - centre) / spread for one in logs]
+    scores = [standardized(one, centre=centre, spread=spread, detector=detector) for one in logs]
     patch_threshold = float(
         np.quantile(np.concatenate([scores[i].ravel() for i in parts[1]]), 1 - PATCH_RATE)
     )

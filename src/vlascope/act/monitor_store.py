@@ -15,7 +15,7 @@ from ..sae import load_sae
 from ..sae.checkpoint import CONFIG_NAME, PROOF_NAME, WEIGHTS_NAME
 from ..sae.tensors import write_tensors
 from .monitor import Fitted, Monitor, Patches
-from .monitor_detectors import SAEError, from_tensors
+from .monitor_detectors import SAEChange, SAEError, from_tensors
 from .monitor_thresholds import Rate, Thresholds
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MONITOR_NAME, TENSORS_NAME, DICTIONARY_NAME = "monitor.json", "monitor.safetensors", "dictionary"
 _PATCH_FIELDS = ("position", "row", "col", "camera")
+_BY_DICTIONARY = {one.name: one for one in (SAEError, SAEChange)}
 
 
 def save_monitor(monitor: Monitor, path: Path | str, *, checkpoint: Checkpoint) -> Path:
@@ -120,8 +121,8 @@ def load_monitor(path: Path | str, *, device: str = "cpu") -> Monitor:
         fitted = {
             name: Fitted(
                 detector=(
-                    SAEError(checkpoint.sae, float(facts["variance"]))
-                    if name == "sae"
+                    _BY_DICTIONARY[name](checkpoint.sae, float(facts["variance"]))
+                    if name in _BY_DICTIONARY
                     else from_tensors(
                         name,
                         {
