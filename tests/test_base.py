@@ -120,7 +120,7 @@ def test_a_folder_takes_its_place_only_when_it_is_whole(tmp_path):
     with files.new_folder(out) as work:
         (work / "whole").write_text("1")
         assert not any(out.iterdir())
-    assert [p.name for p in out.iterdir()] == ["whole"]
+    assert {p.name for p in out.iterdir()} == {"whole", files.MADE_NAME}
     with pytest.raises(errors.StorageError, match="--force"), files.new_folder(out):
         raise AssertionError("the block must not run")
     with pytest.raises(KeyboardInterrupt), files.new_folder(out, force=True):
@@ -128,4 +128,37 @@ def test_a_folder_takes_its_place_only_when_it_is_whole(tmp_path):
     assert (out / "whole").read_text() == "1"
     with files.new_folder(out, force=True) as work:
         (work / "other").write_text("2")
-    assert [p.name for p in out.iterdir()] == ["other"] and len(list((tmp_path / "made").iterdir())) == 1
+    assert {p.name for p in out.iterdir()} == {"other", files.MADE_NAME}
+    assert len(list((tmp_path / "made").iterdir())) == 1
+
+
+def test_force_replaces_nothing_that_somebody_else_made(tmp_path, monkeypatch):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    plain = tmp_path / "mk.py"
+    plain.write_text("print()")
+    made = tmp_path / "data" / "made"
+    with files.new_folder(made):
+        pass
+    monkeypatch.chdir(made)
+    for out, apart, said in (
+        (mine, (), "was not written by vlascope"),
+        (plain, (), "was not written by vlascope"),
+        (made, (), "holds the folder you are in"),
+        (tmp_path, (), "holds the folder you are in"),
+        (".", (), "holds the folder you are in"),
+    ):
+        with pytest.raises(errors.StorageError, match=said), files.new_folder(out, force=True, apart=apart):
+            raise AssertionError("the block must not run")
+    monkeypatch.chdir(mine)
+    for source in (made, made / "x.mp4"):
+        with pytest.raises(errors.StorageError, match="made from"):
+            with files.new_folder(made, force=True, apart=[source]):
+                raise AssertionError("the block must not run")
+    assert (mine / "thesis.tex").read_text() == "years of work" and plain.read_text() == "print()"
+    link = tmp_path / "link"
+    link.symlink_to(made)
+    with files.new_folder(link, force=True) as work:
+        (work / "new").write_text("1")
+    assert link.is_symlink() and (made / "new").exists()

@@ -13,6 +13,7 @@ import pytest
 from items_helpers import ACTION_NAMES, FPS, LENGTHS, STATE_NAMES, episode, episodes
 
 from vlascope.errors import InputError, StorageError
+from vlascope.files import MADE_NAME
 from vlascope.items import write_lerobot
 
 KEYS = ("observation.images.main", "observation.images.wrist")
@@ -34,7 +35,7 @@ def test_files_are_those_of_the_format(dataset):
         "data/chunk-000/file-000.parquet",
         *(f"videos/{key}/chunk-000/file-000.mp4" for key in KEYS),
     }
-    assert {f for f in files if not f.startswith("vlascope/")} == expected
+    assert {f for f in files if not f.startswith("vlascope/")} == expected | {MADE_NAME}
     assert not list(dataset.parent.glob(".*"))
 
 

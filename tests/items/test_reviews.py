@@ -9,6 +9,7 @@ from items_helpers import LENGTHS, picture, write_rlds
 from PIL import Image
 
 from vlascope.errors import InputError, ItemError, ItemNotFoundError, StorageError
+from vlascope.files import MADE_NAME
 from vlascope.items import (
     EpisodeSource,
     ReviewTable,
@@ -169,7 +170,7 @@ def test_images_and_videos_are_copied_as_they_are(tmp_path):
     videos = open_items(str(tmp_path / "*.mp4"))
     ReviewTable(tmp_path / "v.csv").add(["v1.mp4"], review="drop", known=["v0.mp4", "v1.mp4"])
     out = export_curated(with_reviews(videos, tmp_path / "v.csv", where="not drop"), tmp_path / "kept")
-    assert sorted(p.name for p in out.iterdir()) == ["items.csv", "v0.mp4"]
+    assert sorted(p.name for p in out.iterdir()) == [MADE_NAME, "items.csv", "v0.mp4"]
     assert reviews_beside(tmp_path / "v1.mp4") == tmp_path / "v1.mp4.labels.csv"
 
 

@@ -84,8 +84,13 @@ class FakeModel:
         self.hook: Any = None
         self.answers = True
 
+    edited: tuple[str, ...] = ()
+
     def fingerprint(self) -> str:
         return self.weights
+
+    def reads(self, item: Item) -> str:
+        return "as ever"
 
     def resolve(self, patterns: str | Sequence[str]) -> tuple[Site, ...]:
         names = [patterns] if isinstance(patterns, str) else list(patterns)

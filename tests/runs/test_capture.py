@@ -174,7 +174,9 @@ def test_resume_gives_the_same_bits(tmp_path: Path, crash_at: int, error: type[B
     source = ArraySource(17)
     run = run_capture(tmp_path / "r", source=source, resume=True)
     n_blocks_done = max(0, (crash_at - 1) // 2)
-    assert source.n_read <= 3 + 17 - 5 * n_blocks_done  # three for the plan; done blocks are not read again
+    assert (
+        source.n_read <= 4 + 17 - 5 * n_blocks_done
+    )  # four before it begins; done blocks are not read again
     assert tree(tmp_path / "r") == tree(tmp_path / "whole")
     assert run.info["timings"]["n_sessions"] == 2
 
@@ -418,6 +420,52 @@ def test_tokens_of_the_answer(tmp_path: Path) -> None:
     mute.answers = False
     with pytest.raises(InputError, match="gives no answers"):
         run_capture(tmp_path / "no", model=mute, with_answer=True)
+
+
+def test_a_run_of_another_grid_preprocessing_or_edit_is_not_this_one(tmp_path: Path) -> None:
+    """The weights and the sites are the same, the activations or their places are not."""
+    import vlascope as vs
+
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 2, stride=2))
+
+    def pixels(item: Any, *, gain: float = 1.0) -> torch.Tensor:
+        return torch.from_numpy(np.resize(item.image, (4, 8, 3))).permute(2, 0, 1) * gain / 255
+
+    def model(rows: int = 2, cols: int = 4, **how: Any) -> Any:
+        layout = vs.Grid(rows, cols, channels_first=True)
+        return vs.wrap(module, sites={"c": "0"}, layout=layout, preprocess=lambda item: pixels(item, **how))
+
+    def run(one: Any, **more: Any) -> Any:
+        return vs.capture(one, ArraySource(3), sites="c", out=tmp_path / "r", quiet=True, **more)
+
+    first = run(model())
+    assert run(model()).info["created"] == first.info["created"], "the very same is not captured again"
+    with pytest.raises(RunExistsError, match="makes something else of the first item"):
+        run(model(gain=0.5))
+    edited = model()
+    with edited.edit("c", lambda x: x * 0):
+        with pytest.raises(RunExistsError, match="edits"):
+            run(edited)
+        zeros = run(edited, force=True)
+        assert not np.asarray(zeros.acts("c")[:]).any() and zeros.config["model"]["edits"] == ["c"]
+        with pytest.raises(RunExistsError, match="cannot be compared"):
+            run(edited)
+        with pytest.raises(InputError, match="without the edit"):
+            run(edited, force=True, engine="ray")
+    with pytest.raises(RunExistsError, match="edits"):
+        run(model())
+
+
+def test_a_capture_that_an_item_stopped_goes_on_without_it(tmp_path: Path) -> None:
+    broken = ArraySource(17, broken=[11])
+    with pytest.raises(ItemError, match=r"frame11.*--resume --on-error skip"):
+        run_capture(tmp_path / "r", source=broken)
+    run = run_capture(tmp_path / "r", source=broken, resume=True, on_error="skip")
+    assert run.n_items == 16 and run.config["capture"]["on_error"] == "skip" and run.verify().ok
+    whole = run_capture(tmp_path / "whole", source=broken, on_error="skip")
+    assert tree(run.path) == tree(whole.path)
+    with pytest.raises(RunExistsError, match="on_error"):
+        run_capture(tmp_path / "r", source=broken, resume=True)
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_a_run_that_the_first_format_began_is_finished(tmp_path: Path) -> None:
     as_first_format(out, blocks=done, n_blocks=4, finished=False)
     source = ArraySource(17)
     run = run_capture(out, source=source, resume=True)
-    assert run.verify().ok and run.info["schema_version"] == 2 and source.n_read == 3 + 17 - 5 * len(done)
+    assert run.verify().ok and run.info["schema_version"] == 2 and source.n_read == 4 + 17 - 5 * len(done)
     whole = run_capture(tmp_path / "whole")
     assert (
         diff_runs(run, whole).items == ()

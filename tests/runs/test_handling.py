@@ -97,7 +97,7 @@ def test_an_unfinished_run_keeps_what_resuming_needs(tmp_path: Path, whole: Run)
     clean_run(out, derived=True)
     source = ArraySource(17)
     run_capture(out, source=source, resume=True)
-    assert source.n_read == 3 + 7 and tree(out) == tree(whole.path)
+    assert source.n_read == 4 + 7 and tree(out) == tree(whole.path)
 
 
 # --- diff

@@ -17,7 +17,7 @@ import pytest
 from tests.runs.fakes import ArraySource, FakeModel, tree
 from tests.runs.test_capture import run_capture
 from vlascope.errors import InputError, RunIncompleteError, StorageError
-from vlascope.runs import CaptureProgress, Run, capture_config, make_plan, read_info, timed
+from vlascope.runs import CaptureProgress, Run, capture_config, make_plan, read_info, timed, verify_run
 from vlascope.runs.plan import human_secs
 
 DAMAGES = {
@@ -31,6 +31,9 @@ DAMAGES = {
     "a broken index": lambda r: (r / "blocks" / "index.json").write_text("[1"),
     "a changed table": lambda r: _flip(r / "tokens.vision.parquet"),
     "a lost table": lambda r: (r / "items.parquet").unlink(),
+    "a cut index of arrays": lambda r: _cut(r / "acts.zarr" / "zarr.json"),
+    "a lost index of a site": lambda r: (r / "acts.zarr" / "vision.1" / "zarr.json").unlink(),
+    "a broken index of settings": lambda r: _cut(r / "config.json"),
 }
 
 
@@ -57,15 +60,33 @@ def test_a_complete_run_is_mended_block_by_block(whole: Path, tmp_path: Path, na
     shutil.copytree(whole, out)
     DAMAGES[name](out)
     assert tree(out) != tree(whole)
+    found = verify_run(out, read_info(out))
+    assert found.problems and not found.ok
     source = ArraySource(17)
     run = run_capture(out, source=source, resume=True)
     assert tree(out) == tree(whole)
     assert run.verify().ok and run.info["content_sha256"] == read_info(whole)["content_sha256"]
     assert any("mended" in text for text in run.info["warnings"])
     n_blocks = 4 if "table" in name else 0 if "index" in name else 1
-    assert source.n_read <= 3 + 5 * n_blocks, (
-        "only the damaged blocks are read again (and three items for the plan)"
+    assert source.n_read <= 4 + 5 * n_blocks, (
+        "only the damaged blocks are read again (and four before it begins)"
     )
+
+
+def test_what_was_derived_before_a_repair_is_moved_aside(whole: Path, tmp_path: Path) -> None:
+    """It may have been computed from the damaged bytes, and its name would be found again."""
+    out = tmp_path / "r"
+    shutil.copytree(whole, out)
+    for round_number in (1, 2):
+        cut = Run.open(out).derived_dir("cut", {"k": 3})
+        cut.mkdir(parents=True)
+        (cut / "labels").write_text("of damaged tokens")
+        DAMAGES["a changed array"](out)
+        run = run_capture(out, resume=True)
+        assert not run.derived_dir("cut", {"k": 3}).exists()
+        aside = out / f"derived.before-repair-{round_number}"
+        assert (aside / cut.name / "labels").exists()
+        assert any(aside.name in text for text in run.info["warnings"])
 
 
 def test_blocks_that_come_out_otherwise_do_not_mix_with_old_tables(whole: Path, tmp_path: Path) -> None:
@@ -116,8 +137,9 @@ def test_a_damaged_configuration_is_said(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
     shutil.copytree(whole, out)
     (out / "config.json").write_text("{")
-    with pytest.raises(RunIncompleteError, match="is damaged"):
-        run_capture(out, resume=True)
+    for other in ({}, {"resume": True, "dtype": "float16"}):  # the same one, resumed, mends it: see above
+        with pytest.raises(RunIncompleteError, match="is damaged"):
+            run_capture(out, **other)
     with pytest.raises(RunIncompleteError, match="--force"):
         Run.open(out)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..files import new_folder, read_json, write_json
+from ..files import derived_folder, read_json, write_json
 from ..palette.palette import Palette
 from ..palette.saved import CutPart, SavedCut
 from ..spectral.align import relative_affinity
@@ -115,7 +115,7 @@ def _make(folder: Path, cuts: tuple[SavedCut, SavedCut], params: dict[str, Any])
         "parents": {str(k): groups.parents[k].tolist() for k in params["k"]},
         "health": ncut.health_.to_dict(),
     }
-    with new_folder(folder, force=True) as work:
+    with derived_folder(folder) as work:
         for name, array in arrays.items():
             np.save(work / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
         palette.save(work / "palette.npz")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, VlascopeError
-from ..files import new_folder, write_json
+from ..files import derived_folder, write_json
 from ..runs.arrays import from_stored
 from .kernel import compile_for, cosines
 from .workers import each
@@ -176,7 +176,7 @@ class SiteFeatures:
         del sample
         check = np.asarray(self.acts[sample_rows(n, CHECK_ROWS)], np.float32) - mean
         check /= np.maximum(np.linalg.norm(check, axis=1, keepdims=True), np.float32(1e-30))
-        with new_folder(folder, force=True) as work:
+        with derived_folder(folder) as work:
             norms = np.empty(n, np.float32)
             sketch = np.lib.format.open_memmap(
                 work / "sketch.npy", mode="w+", dtype=np.float32, shape=(n, axes.shape[1])

@@ -141,7 +141,7 @@ def export_curated(
         source: What `with_reviews` or `open_items` returned.
         out: Folder to make.
         fps: Frames per second of episodes that do not say (RLDS, HDF5).
-        force: Replace an existing folder.
+        force: Replace a folder that vlascope wrote.
         crf: H.264 quality of a LeRobot dataset, 0 (lossless) to 51.
 
     Raises:
@@ -152,9 +152,15 @@ def export_curated(
     base = _base(source)
     if isinstance(source, FrameSource) and not isinstance(base, VideoSource):
         return _export_lerobot(source, base, out, fps=fps, force=force, crf=crf)
-    with new_folder(out, force=force) as folder:
+    with new_folder(out, force=force, apart=_places(base)) as folder:
         _copy_files(source, folder)
     return out
+
+
+def _places(base: ItemSource) -> list[Path]:
+    """Return the files or folders that a source reads."""
+    found = [getattr(base, "root", None), *getattr(base, "paths", ()), *getattr(base, "images", ())]
+    return [Path(place) for place in found if isinstance(place, str | Path)]
 
 
 def _base(source: ItemSource) -> ItemSource:
@@ -167,7 +173,7 @@ def _base(source: ItemSource) -> ItemSource:
 def _export_lerobot(
     source: FrameSource, base: ItemSource, out: Path, *, fps: int | None, force: bool, crf: int
 ) -> Path:
-    rate = fps or source.fps
+    rate = source.fps if fps is None else fps
     if rate is None:
         raise InputError(f"'{source.name}' does not say how many frames per second it has; give fps (--fps).")
     if round(rate) != rate:
@@ -193,6 +199,7 @@ def _export_lerobot(
         robot_type=robot or "unknown",
         crf=crf,
         force=force,
+        apart=_places(base),
     )
 
 

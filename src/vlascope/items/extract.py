@@ -44,7 +44,7 @@ def extract_frames(
         out: Folder to make.
         every: "0.5s", "250ms", or "10f" for every tenth frame.
         suffix: ".png" (exact) or ".jpg" (quality 95).
-        force: Replace an existing folder.
+        force: Replace a folder that vlascope wrote.
 
     Raises:
         InputError: an interval or suffix that does not fit.
@@ -58,7 +58,7 @@ def extract_frames(
     interval, is_frames = parse_every(every)
     out, rows = Path(out), []
     starts = np.cumsum([0, *videos.episode_lengths])
-    with new_folder(out, force=force) as folder:
+    with new_folder(out, force=force, apart=videos.paths) as folder:
         for place, times in enumerate(watched(videos.episode_times(), desc="videos", unit="video")):
             if is_frames:
                 steps = np.arange(0, len(times), int(interval))

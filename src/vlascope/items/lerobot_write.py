@@ -74,6 +74,7 @@ def write_lerobot(
     sidecar: bool = True,
     crf: int = 16,
     force: bool = False,
+    apart: Iterable[Path | str] = (),
 ) -> Path:
     """Write episodes as a LeRobot v3.0 dataset and return its folder.
 
@@ -92,7 +93,8 @@ def write_lerobot(
         video: True writes mp4; False writes the images without loss (PNG) into the Parquet files.
         sidecar: Write masks, labels, poses and events to `vlascope/`.
         crf: H.264 quality, 0 (lossless) to 51.
-        force: Replace an existing folder.
+        force: Replace a folder that vlascope wrote.
+        apart: What the episodes come from; it is never replaced.
 
     Raises:
         InputError: no episode, or one that does not fit (shapes, NaN, another camera set).
@@ -101,7 +103,7 @@ def write_lerobot(
     out = Path(out)
     if isinstance(fps, bool) or int(fps) != fps or fps < 1:
         raise InputError(f"fps is {fps!r}; LeRobot needs a whole number of at least 1.")
-    with new_folder(out, force=force) as temp, ExitStack() as stack:
+    with new_folder(out, force=force, apart=apart) as temp, ExitStack() as stack:
         writer = _DatasetWriter(
             temp,
             fps=int(fps),

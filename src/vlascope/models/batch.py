@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -74,6 +75,20 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    def digest(self) -> str:
+        """Return a hash of all that the model is given, and of what its tokens are said to be."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.inputs.items()):
+            found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            found.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for name, layouts in sorted(self.layouts.items()):
+            found.update(f"{name} {self.rows[name]}".encode())
+            for one in layouts:
+                for column in (one.kind, one.row, one.col, one.camera, one.tile, one.box):
+                    found.update(np.ascontiguousarray(column).tobytes())
+                found.update("\0".join(one.text).encode())
+        return found.hexdigest()[:16]
 
     def to(self, device: torch.device) -> Batch:
         """Move the inputs to `device`, in place."""

@@ -60,6 +60,11 @@ class Hooks:
         """Number of modules that carry a hook of ours (0 outside `reading` and `editing`)."""
         return len(self._points)
 
+    @property
+    def edited(self) -> tuple[str, ...]:
+        """Sites that carry an edit, in the order of their modules' hooks."""
+        return tuple(site.name for point in self._points.values() for site, _ in point.edits)
+
     @contextlib.contextmanager
     def editing(self, site: Site, fn: Edit, *, tokens: Tokens = None) -> Iterator[None]:
         """Replace a site's tensor by `fn(tensor)` in every forward pass inside the `with` block."""

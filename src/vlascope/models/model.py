@@ -250,6 +250,19 @@ class Model:
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 
+    def reads(self, item: Item) -> str:
+        """Return a hash of what the model makes of an item: its inputs, and what each of its tokens is said to be.
+
+        With the weights' `fingerprint` it says whether two models would give the same activations: preprocessing,
+        tokenizer, prompt format and the declared grid all show in it.
+        """
+        return self.prepare([item]).digest()
+
+    @property
+    def edited(self) -> tuple[str, ...]:
+        """Sites that are being edited now (see `edit`)."""
+        return self._hooks.edited
+
     def info(self) -> dict[str, Any]:
         """Return what a run has to record about the model; JSON-able."""
         import transformers

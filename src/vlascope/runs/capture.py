@@ -94,6 +94,11 @@ def capture(
     Cost: the forward passes; memory of about three batches, whatever the number of items.
     """
     out = Path(out)
+    if model.edited and engine != "local":
+        raise InputError(
+            f"{', '.join(model.edited)} of the model is being edited, and the workers of engine {engine!r} have models "
+            "of their own, without the edit. Capture with engine='local', or outside of `model.edit`."
+        )
     if not isinstance(items, ItemSource):
         raise InputError(f"items are a {type(items).__name__}; make an item source with vlascope.items(...).")
     chosen = model.resolve(sites)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..errors import InputError
 from .arrays import check_dtype
+from .plan import first_item
 
 if TYPE_CHECKING:
     from ..items.item import ItemSource
@@ -63,8 +64,10 @@ def capture_config(
             "family": model.family,
             "revision": model.revision,
             "fingerprint": model.fingerprint(),
+            "reads": model.reads(first_item(items, on_error=on_error)),
             "dtype": model_dtype,
             "device": str(model.device).split(":")[0],
+            **({"edits": list(model.edited)} if model.edited else {}),
         },
         "items": {
             "name": items.name,
@@ -105,13 +108,21 @@ def items_fingerprint(items: ItemSource) -> str:
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return one line per field that differs, e.g. "capture.batch_size: the run has 16, asked for 8"."""
+    """Return one line per field that makes another run of it: "capture.batch_size: the run has 16, asked for 8"."""
     lines = []
     for section in sorted({*old, *new}):
         before, after = old.get(section, {}), new.get(section, {})
         for name in sorted({*before, *after}):
             had, asked = before.get(name), after.get(name)
-            if had == asked:
+            if had == asked or (name == "reads" and had is None):  # a run from before this was recorded
+                continue
+            if (section, name, had, asked) == ("capture", "on_error", "raise", "skip"):
+                continue  # what is there has no item left out, so that the rest may
+            if name == "reads":
+                lines.append(
+                    "model: it makes something else of the first item than when the run was made (another grid or "
+                    "layout, preprocessing, tokenizer or prompt format)"
+                )
                 continue
             if isinstance(had, list) and isinstance(asked, list):
                 lines.append(f"{section}.{name}: {_list_difference(had, asked)}")

@@ -43,7 +43,7 @@ def export_safetensors(
         run: A complete run.
         out: Folder to make.
         sites: Sites to write; None writes all.
-        force: Replace an existing folder.
+        force: Replace a folder that vlascope wrote.
 
     Raises:
         SiteNotFoundError: no such site.
@@ -55,7 +55,7 @@ def export_safetensors(
 
     chosen = {name: run.site(name) for name in (run.sites if sites is None else sites)}
     layouts = dict.fromkeys(site.layout for site in chosen.values())
-    with new_folder(out, force=force) as work:
+    with new_folder(out, force=force, apart=[run.path]) as work:
         for name, site in watched(chosen.items(), desc="sites", unit="site", total=len(chosen)):
             acts = run.acts(name)
             _write_safetensors(
@@ -134,7 +134,7 @@ def export_lerobot(run: Run, out: Path | str, *, fps: int | None = None, force: 
         run: A complete run of episodes.
         out: Folder to make.
         fps: Frames per second; None takes that of the source.
-        force: Replace an existing folder.
+        force: Replace a folder that vlascope wrote.
 
     Raises:
         InputError: the run holds no episodes, or its frames lack state, action or prompt, or the rate is unknown.
@@ -172,6 +172,7 @@ def export_lerobot(run: Run, out: Path | str, *, fps: int | None = None, force: 
         action_names=vector_names(run.action_names, len(first.action), what="action_"),
         robot_type="unknown",
         force=force,
+        apart=[run.path],
     )
 
 

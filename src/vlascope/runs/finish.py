@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..files import file_hash, write_json, write_text
 from . import paths
+from .arrays import site_folder
 from .block import read_marker
 from .tables import items_schema, responses_schema, tokens_schema, write_tables
 
@@ -84,8 +85,16 @@ def finish_run(run_dir: Path, info: Mapping[str, Any], *, n_blocks: int) -> dict
         "n_failed": len(failures),
         "sites": sites,
         "tables": tables,
+        "facts": fact_hashes(run_dir, sites),
         "content_sha256": content_sha256(run_dir, n_blocks=n_blocks),
     }
+
+
+def fact_hashes(run_dir: Path, sites: Iterable[str]) -> dict[str, str]:
+    """Return the checksums of the files that say what a run is: its configuration and the metadata of its arrays."""
+    places = [paths.CONFIG_NAME, "acts.zarr/zarr.json"]
+    places += [f"acts.zarr/{site_folder(site)}/zarr.json" for site in sites]
+    return {place: file_hash(run_dir / place) for place in places}
 
 
 def write_index(run_dir: Path, *, n_blocks: int) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunExistsError, RunIncompleteError, StorageError
-from ..files import read_json, storage_errors
+from ..files import json_text, read_json, storage_errors
 from . import paths
 from .config import differing_fields
 from .lock import LOCK_NAME
@@ -36,10 +37,12 @@ def check_out(
     try:
         known = read_json(out / paths.CONFIG_NAME)
     except ValueError as error:
-        raise RunIncompleteError(
-            f"'{out / paths.CONFIG_NAME}' is damaged ({error}), so nobody can tell whether this is the same capture. "
-            "Use --force to delete the run and capture again, or another place with -o."
-        ) from error
+        known = config if resume and _was_config(config, info) else None
+        if known is None:
+            raise RunIncompleteError(
+                f"'{out / paths.CONFIG_NAME}' is damaged ({error}), so nobody can tell whether this is the same "
+                "capture. Use --force to delete the run and capture again, or another place with -o."
+            ) from error
     differences = differing_fields(known, config)
     if differences:
         raise RunExistsError(
@@ -47,6 +50,12 @@ def check_out(
             + "\n  ".join(differences)
             + "\n"
             + ways_out.format(resume="the run's own settings with --resume, ")
+        )
+    edits = config["model"].get("edits")
+    if edits and not resume:
+        raise RunExistsError(
+            f"'{out}' holds a run with edits of the same sites ({', '.join(edits)}), and edits cannot be compared. "
+            + ways_out.format(resume="the very same edits with --resume, ")
         )
     if info["status"] == "complete":
         return "complete"
@@ -56,6 +65,12 @@ def check_out(
         f"'{out}' holds an unfinished run of this very configuration. "
         + ways_out.format(resume=f"go on with `{paths.resume_command(command, out)}`, ")
     )
+
+
+def _was_config(config: Mapping[str, Any], info: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is the one that a complete run noted the checksum of."""
+    noted = info.get("facts", {}).get(paths.CONFIG_NAME)
+    return noted is not None and hashlib.sha256(json_text(config).encode()).hexdigest() == noted
 
 
 def remove_if_empty(out: Path) -> None:

@@ -251,14 +251,19 @@ def sample_items(items: ItemSource, *, on_error: str = "raise") -> list[Item]:
     Raises:
         ItemError: the source is empty, a sampled item cannot be read, or, with "skip", none at all can.
     """
-    if not len(items):
-        raise ItemError(f"'{items.name}' has no items; there is nothing to capture.")
     return list(_sample(items, on_error=on_error))
+
+
+def first_item(items: ItemSource, *, on_error: str = "raise") -> Item:
+    """Return the first readable item of the sample; raises as `sample_items` does."""
+    return next(_sample(items, on_error=on_error))
 
 
 def _sample(items: ItemSource, *, on_error: str) -> Iterator[Item]:
     """Yield a few readable items: first, middle, last; when none of them can be read, the first that can."""
     n_items = len(items)
+    if not n_items:
+        raise ItemError(f"'{items.name}' has no items; there is nothing to capture.")
     wanted = sorted({round(i * (n_items - 1) / max(1, N_SAMPLED - 1)) for i in range(N_SAMPLED)})
     n_found, last_error = 0, None
     for index in [*wanted, *(i for i in range(n_items) if i not in wanted)]:

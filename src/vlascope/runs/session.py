@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import logging
 import shutil
 import time
@@ -19,7 +20,7 @@ from .arrays import group_metadata, site_folder, write_metadata
 from .block import block_problems, drop_block, read_marker
 from .config import hardware, versions
 from .engines import BlockReport, CaptureJob, Engine
-from .finish import content_sha256, finish_run, flush_disk, remove_parts, write_index
+from .finish import content_sha256, fact_hashes, finish_run, flush_disk, remove_parts, write_index
 from .meter import CaptureProgress, Meter
 from .plan import Plan
 from .verify import VerifyReport
@@ -113,7 +114,13 @@ class Session:
         before = {block: _marker_or_none(self.out, block) for block in range(n_blocks)}
         blocks = list(range(n_blocks)) if report.bad_tables else list(report.bad_blocks)
         self._warn(f"mended {len(blocks)} of {n_blocks} blocks: {'; '.join(report.problems[:5])}")
+        if aside := _move_aside(self.out / "derived"):
+            self._warn(
+                f"what was derived from the run may come from damaged blocks and was moved to {aside.name}/; it is "
+                "made again when it is asked for"
+            )
         with self._stopping():
+            self._write_facts()
             if report.bad_tables:
                 self._redo(blocks)
                 return
@@ -131,7 +138,8 @@ class Session:
                     "mended blocks differ in bits from those before: other versions or another machine"
                 )
             write_index(self.out, n_blocks=n_blocks)
-            self.info = {**self.info, "content_sha256": content}
+            facts = fact_hashes(self.out, self.info["sites"])
+            self.info = {**self.info, "content_sha256": content, "facts": facts}
             flush_disk(self.out)
             self._save_info()
             remove_parts(self.out, n_blocks=n_blocks)
@@ -204,7 +212,15 @@ class Session:
             }
         self._save_info()
         if resumed:
+            with storage_errors(out):
+                write_json(out / paths.CONFIG_NAME, self.config)  # on_error may have changed
             return
+        self._write_facts()
+        flush_disk(out)
+
+    def _write_facts(self) -> None:
+        """Write the metadata of the array groups and the configuration."""
+        out = self.out
         with storage_errors(out):
             write_metadata(out / "acts.zarr", group_metadata({"format": paths.FORMAT}))
             for name, site in self.info["sites"].items():
@@ -216,7 +232,6 @@ class Session:
                     "revision": self.config["model"]["revision"],
                 }
                 write_metadata(out / "acts.zarr" / site_folder(name), group_metadata(attributes))
-            flush_disk(out)
             write_json(out / paths.CONFIG_NAME, self.config)
 
     def _capture(self, blocks: Sequence[int]) -> None:
@@ -287,6 +302,17 @@ class Session:
     def _save_info(self) -> None:
         with storage_errors(self.out):
             write_json(self.out / paths.INFO_NAME, self.info)
+
+
+def _move_aside(folder: Path) -> Path | None:
+    """Give a folder another name, in which nobody looks for results, and return that; None when it is not there."""
+    if not folder.is_dir():
+        return None
+    names = (folder.with_name(f"{folder.name}.before-repair-{i}") for i in itertools.count(1))
+    target = next(name for name in names if not name.exists())
+    with storage_errors(folder):
+        folder.rename(target)
+    return target
 
 
 def _marker_or_none(out: Path, block: int) -> dict[str, Any] | None:

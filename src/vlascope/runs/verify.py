@@ -73,6 +73,11 @@ def verify_run(path: Path, info: Mapping[str, Any]) -> VerifyReport:
         else:
             continue
         bad_tables.append(name)
+    for place, sha256 in info.get("facts", {}).items():  # not in runs of older versions
+        if not (path / place).is_file():
+            problems.append(f"{place} is missing")
+        elif file_hash(path / place) != sha256:
+            problems.append(f"{place} has changed (checksum differs)")
     if len(n_items) == info["n_blocks"] and read_index(path) != {"n_items": n_items, "rows": rows}:
         problems.append(f"blocks/{paths.INDEX_NAME} is missing or differs from the commit markers")
     return VerifyReport(

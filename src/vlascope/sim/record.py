@@ -58,7 +58,7 @@ def record_episodes(
         failures: Names of `FAILURES`, used in turn; "none" is a success.
         image_px: Side of the pictures, even for video.
         n_objects: 2 to 4, or None to draw it per scene.
-        force: Replace an existing folder.
+        force: Replace a folder that vlascope wrote.
         quiet: No progress bar.
 
     Raises:
@@ -85,7 +85,7 @@ def write_episodes(
         out: The folder to make.
         episodes: Run with `keep_frames`.
         video: True writes mp4 (lossy, small); False writes every picture exactly, as PNG.
-        force: Replace a dataset that is there.
+        force: Replace a folder that vlascope wrote.
 
     Raises:
         InputError: An episode was run without `keep_frames`.

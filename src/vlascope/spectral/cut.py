@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..files import new_folder, write_json
+from ..files import derived_folder, write_json
 from ..palette.palette import Palette
 from ..palette.saved import SCHEMA, SavedCut, damaged, read_cut
 from ..palette.saved import CutPart as CutPart
@@ -234,7 +234,7 @@ def _save(
     folder: Path, saved: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], palette: Palette
 ) -> None:
     """Write a cut into a temporary folder beside its place and rename it, so that no half of a cut is ever seen."""
-    with new_folder(folder, force=True) as work:
+    with derived_folder(folder) as work:
         for name, array in arrays.items():
             np.save(work / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
         palette.save(work / "palette.npz")

@@ -100,8 +100,12 @@ class BlockWorker:
 
     def _failed(self, index: int, error: BaseException, writing: BlockWriter) -> None:
         is_about_item = isinstance(error, ItemError | ItemNotFoundError | InputError)
-        if self._job.settings["on_error"] == "raise" or not is_about_item:
+        if not is_about_item:
             raise error
+        if self._job.settings["on_error"] == "raise":
+            raise type(error)(
+                f"{str(error).rstrip('. ')}. To go on without items that cannot be read: --resume --on-error skip."
+            ) from error
         log.warning("item %d is skipped: %s", index, error)
         writing.fail(index, error)
         self._report(BlockReport(n_items=1))
