@@ -53,6 +53,21 @@ def test_a_run_made_in_python_is_mended_there(captured, capsys):  # noqa: F811
     assert "--resume" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"capture": {"batch_size": "x"}}', '{"capture": {"sites": []}}'])
+def test_settings_of_no_run_are_refused(clip, photos, tmp_path, capsys, text):  # noqa: F811
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    words = ["capture", clip, str(photos), "--config", str(path), "-o", str(tmp_path / "r")]
+    assert main(words) == 2
+    assert "is not the config.json of a run" in capsys.readouterr().err
+
+
+def test_sizes_are_numbers(captured, capsys):  # noqa: F811
+    assert main(["info", str(captured), "--json"]) == 0
+    sites = json.loads(capsys.readouterr().out)["sites"]
+    assert sites and all(isinstance(site[name], int) for site in sites for name in ("n_tokens", "width"))
+
+
 def test_diff_and_its_exit_code(captured, clip, photos, tmp_path, capsys):  # noqa: F811
     again, other = tmp_path / "again", tmp_path / "other"
     assert main(["capture", clip, str(photos), "-o", str(again), "-q"]) == 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -245,9 +245,20 @@ def preset(words: Sequence[str]) -> Args | None:
         return None
     if not Path(path).is_file():
         raise InputError(f"--config: there is no file '{path}'; give the config.json of a run.")
-    settings = read_json(path).get("capture")
-    if settings is None:
-        raise InputError(f"--config: '{path}' is not the config.json of a run (it has no 'capture' part).")
+    try:
+        settings = read_json(path)["capture"]
+        return _from_settings(settings)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--config: '{path}' is not the config.json of a run ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _from_settings(settings: Mapping[str, Any]) -> Args:
+    """Return the settings of a run's config.json as arguments."""
+    for name in ("batch_size", "block_items", "max_new_tokens", "seed"):
+        if not isinstance(settings[name], int):
+            raise TypeError(f"{name} is {settings[name]!r}, not a whole number")
     respond: dict[object, Literal["auto", "yes", "no"]] = {"auto": "auto", True: "yes", False: "no"}
     return Args(
         model=tyro.MISSING,

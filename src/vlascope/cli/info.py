@@ -26,7 +26,7 @@ def run(args: Args) -> int:
     problems = captured.verify().problems if args.verify else ()
     size = sum(path.stat().st_size for path in captured.path.rglob("*") if path.is_file())
     sites = [
-        (name, str(len(captured.acts(name))), str(site.width), site.dtype, site.layout)
+        (name, len(captured.acts(name)), site.width, site.dtype, site.layout)
         for name, site in captured.sites.items()
     ]
     episodes = {row.episode for row in captured.items if row.episode is not None}
@@ -47,7 +47,7 @@ def run(args: Args) -> int:
         f"{captured.path}: {captured.n_items} items, {len(episodes)} episodes, {size_text(size)}, {facts['status']}",
         *(["every block matches its checksum"] if args.verify and not problems else problems),
         "",
-        table(sites, head=("site", "tokens", "width", "dtype", "layout")),
+        table([tuple(map(str, row)) for row in sites], head=("site", "tokens", "width", "dtype", "layout")),
     ]
     give(args, facts, text="\n".join(lines))
     return FAILED if problems else OK

@@ -66,6 +66,9 @@ def _repair(args: Args, info: dict[str, Any]) -> None:
             "was made: vlascope.capture(..., resume=True) with the same arguments."
         )
     kept = [word for word in words[1:] if word not in ("--force", "--resume", "--json", "--quiet", "-q")]
+    for name in ("-o", "--out"):  # where it was made; now it is here
+        if name in kept:
+            del kept[kept.index(name) : kept.index(name) + 2]
     kept = [*kept, "--resume", "--quiet", "-o", str(Path(args.run))]
     if (code := _silently(kept)) != OK:
         raise RunIncompleteError(

@@ -43,8 +43,10 @@ def capture_config(
         ("block_items", block_items),
         ("max_new_tokens", max_new_tokens),
     ):
-        if value < 1:
-            raise InputError(f"{name} is {value}; need at least 1.")
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}; need a whole number of at least 1.")
+    if not isinstance(seed, int):
+        raise InputError(f"seed is {seed!r}; need a whole number.")
     if respond not in (True, False, "auto"):
         raise InputError(f"respond is {respond!r}; choose True, False or 'auto'.")
     if on_error not in ("raise", "skip"):

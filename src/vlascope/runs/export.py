@@ -143,10 +143,12 @@ def export_lerobot(run: Run, out: Path | str, *, fps: int | None = None, force: 
     Cost: reads and encodes every image; memory of one episode.
     """
     rate = fps if fps is not None else run.config["items"].get("fps")
-    if not rate:
+    if rate is None:
         raise InputError("the frame rate of this run is not known; give it with fps (--fps).")
-    if round(rate) < 1:
-        raise InputError(f"got {rate} frames per second; LeRobot needs a whole number of at least 1.")
+    if round(rate) != rate or rate < 1:
+        raise InputError(
+            f"got {rate:g} frames per second; LeRobot needs a whole number of at least 1: give fps (--fps)."
+        )
     episodes: dict[int, list[int]] = {}
     for row in run.items:
         if row.episode is not None:
