@@ -122,6 +122,15 @@ def test_intervals_of_words_hang_on_the_images_that_have_them():
         assert held >= 52, f"word {j}: {held} of 60"
 
 
+def test_a_word_of_four_images_has_no_interval_however_many_others_there_are():
+    rng = np.random.default_rng(2)
+    has = np.arange(70)[:, None] < [4, 20]
+    found = rank_words(rng.normal(size=(70, 5)), words(has), units_of(range(70)), n_permutations=19)
+    rare, common = found.words
+    assert rare.value is not None and rare.interval is None and common.interval is not None
+    assert {row[0]: row[4] for row in found.table()}["w0"] == "too few images"
+
+
 def test_edges_are_said():
     has = np.ones((20, 1), bool)
     flat = rank_words(np.ones((20, 3)), words(has), units_of(range(20)))
