@@ -51,6 +51,32 @@ def test_nave_prints_and_saves(run_path, capsys):
     assert len(saved["labels"]) == 12 and len(saved["boxes"]) == 12
 
 
+def test_what_cannot_be_a_control_or_a_number_of_clusters_is_said(run_path, tmp_path, capsys):
+    pytest.importorskip("textblob")
+    rng = np.random.default_rng(1)
+    photos = [
+        Item(item_id=f"photo-{i}", images=(rng.integers(0, 255, (84, 112, 3)).astype(np.uint8),))
+        for i in range(12)
+    ]
+    other = tmp_path / "other"
+    vs.capture(
+        vs.load("mini-vla"),
+        open_items(photos),
+        sites=["vision.0", "vision.2"],
+        out=other,
+        respond=False,
+        quiet=True,
+    )
+    for words in (["nave"], ["eval"], ["concepts", "--site", "vision.2"]):
+        assert main([words[0], str(run_path), *words[1:], "--random", str(other), "-q"]) == 2
+        assert "capture the same items" in capsys.readouterr().err
+        assert main([words[0], str(run_path), *words[1:], "--random", str(run_path), "-q"]) == 2
+        assert "with the same weights" in capsys.readouterr().err
+    for verb in ("nave", "eval"):
+        assert main([verb, str(run_path), "--k", "0", "-q"]) == 2
+        assert "got k=0; need at least 2" in capsys.readouterr().err
+
+
 def test_eval_finds_the_square_and_gives_json(run_path, capsys):
     words = [
         "eval",

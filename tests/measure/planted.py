@@ -85,6 +85,8 @@ class PlantedRun:
                 )
             )
         self._answers = answers
+        weights = {site: float(np.abs(x).sum()) for site, x in self._acts.items()}
+        self.config = {"model": {"fingerprint": content_hash(weights)}}
 
     def site(self, name: str) -> RunSite:
         from vlascope.errors import SiteNotFoundError

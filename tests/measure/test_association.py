@@ -142,6 +142,17 @@ def test_groups_and_constant_features():
     groups = group_items(x, 2)
     assert len(set(groups[:5])) == 1 and len(set(groups[5:])) == 1 and groups[0] != groups[-1]
     assert set(group_items(np.ones((7, 2)), 3)) == {0}
+
+
+def test_groups_do_not_follow_one_channel_of_large_scale():
+    rng = np.random.default_rng(3)
+    truth = np.repeat([0, 1], 30)
+    x = rng.normal(0, 0.3, (60, 7))
+    x[:, :5] += 3 * truth[:, None]
+    for scale in (1, 60):
+        x[:, 6] *= scale
+        groups = group_items(x, 2)
+        assert (groups == truth).all() or (groups == 1 - truth).all(), scale
     result = associate(np.zeros(8), list("abababab"), units_of(np.arange(8)), name="x")
     assert result.value is None and "same features" in result.reason
     few = associate(np.arange(4) % 2, list("abab"), units_of(np.arange(4)), name="x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,18 +17,22 @@ from vlascope.measure.crossfit import (
     separability,
     unit_folds,
 )
-from vlascope.measure.layers import ari_of_table
+from vlascope.measure.layers import _cka_jackknife, ari_of_table
 from vlascope.measure.multiple import benjamini_hochberg
 from vlascope.measure.resample import (
     bootstrap_interval,
     bootstrap_mean,
     percentile_interval,
     permutation_test,
+    run_units,
+    share_interval,
     shuffled,
     units_of,
 )
 from vlascope.measure.result import TABLE_HEAD, Result, adjusted, cannot_say, table
 from vlascope.measure.scores import ari, contingency, nmi, silhouette
+from vlascope.sim import wilson_interval
+from vlascope.spectral import cka
 
 
 def test_benjamini_hochberg_by_hand_and_against_scipy():
@@ -210,14 +215,87 @@ def test_balanced_accuracy_by_hand():
 
 def test_intervals_of_few_units_are_wider():
     values = np.random.default_rng(0).normal(size=20_000)
-    plain = percentile_interval(values)
-    assert plain is not None and percentile_interval(values, n_units=100_000) == pytest.approx(
-        plain, rel=1e-3
-    )
+    plain = np.quantile(values, [0.025, 0.975])
+    assert percentile_interval(values, n_units=100_000) == pytest.approx(tuple(plain), rel=1e-3)
     for n, reach in (
         (23, 2.120),
         (5, 3.104),
     ):  # sqrt(n / (n - 1)) times Student's quantile with n - 1 degrees
         wide = percentile_interval(values, n_units=n)
         assert wide is not None and wide[1] - wide[0] == pytest.approx(2 * reach, rel=0.05), n
-    assert percentile_interval(values, n_units=1) == (values.min(), values.max())
+    assert percentile_interval(values, n_units=4) is None
+    moved = percentile_interval(values - 0.7, n_units=23, center=0.5, bounds=(-1, 1))
+    assert moved == (-1, 1), "as wide as before around the center, within the range"
+
+
+def test_intervals_of_few_units_cover_their_mean():
+    rng = np.random.default_rng(8)
+    for n in (5, 8):
+        found = [bootstrap_mean(rng.normal(size=n), units_of(range(n)), n_draws=300) for _ in range(200)]
+        hits = sum(one is not None and one[0] <= 0 <= one[1] for one in found)
+        assert hits >= 176, f"{hits} of 200 with {n} units"
+    few = np.r_[rng.normal(size=4), np.full(30, np.nan)]
+    assert bootstrap_mean(few, units_of(range(34))) is None, "units without a value are none"
+
+
+def test_an_item_without_episode_leaves_the_episodes_whole():
+    rows = [SimpleNamespace(index=i, episode=i // 10, item_id=str(i)) for i in range(80)]
+    rows.append(SimpleNamespace(index=80, episode=None, item_id="photo"))
+    units = run_units(SimpleNamespace(items=rows), range(81))
+    assert (units.n, units.over) == (9, "episode")
+    assert all(len(set(units.ids[10 * e : 10 * e + 10])) == 1 for e in range(8))
+    assert (units.ids == units.ids[80]).sum() == 1
+
+
+def test_shares_have_wilsons_interval():
+    alone = units_of(range(24))
+    assert share_interval(np.arange(24) < 20, alone) == pytest.approx(wilson_interval(20, 24))
+    low, high = share_interval(np.zeros(24, bool), alone) or (1, 0)
+    assert low == 0 and high > 0.1, "24 misses do not prove that nothing can be hit"
+    hits = np.r_[np.ones(18), np.zeros(6), np.nan]
+    assert share_interval(hits, units_of(range(25))) == pytest.approx(wilson_interval(18, 24))
+
+
+def test_shares_of_whole_units_count_what_the_units_add():
+    copies = np.repeat(np.arange(10) < 7, 30)
+    units = units_of(np.repeat(np.arange(10), 30))
+    low, high = share_interval(copies, units) or (0, 0)
+    alone = wilson_interval(7, 10)
+    assert low < alone[0] and high > alone[1], "thirty copies of an answer say no more than one"
+    same = share_interval(np.ones(300), units)
+    assert same == pytest.approx(wilson_interval(10, 10, z=2.262157)), "alike in all units: ten answers"
+    assert share_interval(np.ones(40), units_of(np.repeat(np.arange(4), 10))) is None
+    rng = np.random.default_rng(9)
+    covered = 0
+    for _ in range(300):
+        hits = rng.random((12, 8)) < rng.beta(4.5, 0.5, 12)[:, None]
+        low, high = share_interval(hits.ravel(), units_of(np.repeat(np.arange(12), 8))) or (1, 0)
+        covered += low <= 0.9 <= high
+    assert covered >= 264, f"{covered} of 300"
+
+
+def test_balanced_accuracy_has_an_interval_where_all_is_right():
+    codes = np.repeat([0, 1], [5, 45])
+    low, high = share_interval(np.ones(50), units_of(range(50)), strata=codes) or (0, 0)
+    assert high == 1 and low == pytest.approx(wilson_interval(18, 18)[0]), "4 / (1/5 + 1/45) = 18 answers"
+
+
+def test_cka_of_few_groups_reaches_as_far_as_students_t():
+    rng = np.random.default_rng(10)
+    x = rng.normal(size=(100, 4))
+    y = x + 0.05 * rng.normal(size=x.shape)
+    units = units_of(np.repeat(np.arange(5), 20))
+    value = cka(x, y)
+    low, high = _cka_jackknife(x, y, units, value) or (0, 2)
+    parts = np.array([cka(x[units.ids != g], y[units.ids != g]) for g in range(5)])
+    error = np.sqrt(4 / 5 * ((parts - parts.mean()) ** 2).sum())
+    assert (low, high) == pytest.approx((value - 2.776445 * error, value + 2.776445 * error), abs=1e-9)
+    # Few copies of noise agree by chance: the error alone would reach beyond 1.
+    noisy = x + 0.05 * np.repeat([[0], [0], [0], [0], [9]], 20, axis=0) * rng.normal(size=x.shape)
+    assert (_cka_jackknife(x, noisy, units, 0.99) or (0, 2))[1] == 1.0
+    assert _cka_jackknife(x, y, units_of(np.repeat(np.arange(4), 25)), value) is None
+
+
+def test_ends_say_where_units_are_too_few():
+    one = Result(name="x", value=0.5, unit="", n=30, over="episode", n_units=3)
+    assert one.row()[2] == "too few episodes" and "too few episodes" in one.line()

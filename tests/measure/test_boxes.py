@@ -71,9 +71,24 @@ def coco_ap(data) -> float:
 @pytest.mark.parametrize("seed", range(6))
 def test_average_precision_agrees_with_pycocotools(seed):
     data = made_up(np.random.default_rng(seed), 13)
+    scores = np.concatenate([p.scores for p, _, _ in data])
+    assert len(np.unique(scores)) == len(scores), "COCO's tool breaks ties by the order of images, we do not"
     mine = average_precision([match_boxes(p, t, is_crowd=c) for p, t, c in data])
     assert mine == pytest.approx(coco_ap(data), abs=1e-9)
     assert 0.01 < mine < 0.99
+
+
+def test_tied_scores_do_not_depend_on_the_order_of_images():
+    rng = np.random.default_rng(4)
+    data = [(Proposals(p.boxes, np.ones(len(p.scores))), t, c) for p, t, c in made_up(rng, 17)]
+    matches = [match_boxes(p, t, is_crowd=c) for p, t, c in data]
+    orders = [rng.permutation(17) for _ in range(9)]
+    found = {round(average_precision([matches[i] for i in order]), 12) for order in orders}
+    hits, wrong = (sum(int((h & ~m.is_ignored).sum()) for m, h in zip(matches, one, strict=True))
+                   for one in ([m.is_hit for m in matches], [~m.is_hit for m in matches]))  # fmt: skip
+    recall = hits / sum(m.n_objects for m in matches)
+    # One threshold: one precision, at every recall up to the one that is reached.
+    assert found == {round(hits / (hits + wrong) * (np.linspace(0, 1, 101) <= recall).mean(), 12)}
 
 
 def test_weights_count_images_as_often_as_they_are_drawn():

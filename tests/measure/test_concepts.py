@@ -105,6 +105,32 @@ def test_chance_is_what_random_orders_score():
     assert expected_precision(1, 1) == 1.0 and np.isnan(expected_precision(5, 0))
 
 
+def test_intervals_of_words_hang_on_the_images_that_have_them():
+    """With one image in ten having a word, 80 images are 8: plain percentiles hold AP in 80 of 100."""
+    values, intervals = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        has = np.arange(80)[:, None] < [8, 24]
+        x = rng.normal(size=(80, 6)) + 1.5 * has @ np.eye(2, 6)
+        found = rank_words(
+            x, words(has), units_of(range(80)), n_permutations=1, n_draws=100, seed=seed
+        )  # fmt: skip
+        values.append([one.value for one in found.words])
+        intervals.append([one.interval for one in found.words])
+    for j, mean in enumerate(np.mean(values, axis=0)):
+        held = sum(ends[j] is not None and ends[j][0] <= mean <= ends[j][1] for ends in intervals)
+        assert held >= 52, f"word {j}: {held} of 60"
+
+
+def test_a_word_of_four_images_has_no_interval_however_many_others_there_are():
+    rng = np.random.default_rng(2)
+    has = np.arange(70)[:, None] < [4, 20]
+    found = rank_words(rng.normal(size=(70, 5)), words(has), units_of(range(70)), n_permutations=19)
+    rare, common = found.words
+    assert rare.value is not None and rare.interval is None and common.interval is not None
+    assert {row[0]: row[4] for row in found.table()}["w0"] == "too few images"
+
+
 def test_edges_are_said():
     has = np.ones((20, 1), bool)
     flat = rank_words(np.ones((20, 3)), words(has), units_of(range(20)))

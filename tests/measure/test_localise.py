@@ -9,19 +9,26 @@ import pytest
 
 from vlascope.errors import InputError, ItemError
 from vlascope.measure import (
+    concepts,
     evaluate,
     nave,
     nave_layers,
     nave_sweep,
+    outlier_patches,
+    probe,
     read_truth,
     watermark_saturation,
     with_watermark,
 )
+from vlascope.measure.localise import _Question
 from vlascope.measure.methods import _METHODS, Segments, method_names
 from vlascope.measure.objects import lost, pca_threshold, tokencut
 from vlascope.measure.patchmaps import patch_maps, resized, spread_sites
-from vlascope.measure.resample import units_of
+from vlascope.measure.region_probe import probe_regions
+from vlascope.measure.resample import bootstrap_weights, units_of
+from vlascope.measure.segmentation import mean_iou
 from vlascope.measure.truth import ImageTruth, Truth, read_bsds
+from vlascope.sim import wilson_interval
 
 from .planted import PATCH, PlantedRun, grid
 
@@ -110,6 +117,82 @@ def test_random_weights_stand_beside():
     )
     one = found.results["kmeans"]["best overlap"]
     assert one.controls["random weights"] < 0.5 < (one.value or 0)
+
+
+def test_a_control_of_other_images_or_of_the_same_weights_is_refused():
+    run, other = planted(), planted(there=False)
+    other.items = list(reversed(other.items))
+    asks = (
+        lambda control: evaluate(run, sites=["vision.0"], k=2, random_run=control),
+        lambda control: nave_sweep(run, sites=["vision.0"], ks=[2], random_run=control),
+        lambda control: outlier_patches(run, sites=["vision.0"], random_run=control),
+        lambda control: concepts(run, site="vision.0", random_run=control),
+        lambda control: probe(run, site="vision.0", target="x", random_run=control),
+        lambda control: probe_regions(run, site="vision.0", words=(), random_run=control),
+    )
+    for ask in asks:
+        with pytest.raises(InputError, match="capture the same items"):
+            ask(other)
+        with pytest.raises(InputError, match="same weights"):
+            ask(planted())
+
+
+def test_fewer_than_two_clusters_are_refused_at_once():
+    run = planted(3)
+    for k in (0, 1):
+        with pytest.raises(InputError, match=f"got k={k}; need at least 2"):
+            nave_sweep(run, sites=["vision.0"], ks=[3, k])
+        with pytest.raises(InputError, match=f"got k={k}; need at least 2"):
+            nave_layers(run, sites=["vision.0"], k=k)
+        with pytest.raises(InputError, match=f"got k={k}; need at least 2"):
+            evaluate(run, sites=["vision.0"], k=k)
+
+
+def test_three_images_have_no_interval_but_that_of_a_share():
+    found = evaluate(planted(3), sites=["vision.0"], k=2, methods=["kmeans", "pixels"], n_permutations=39)
+    for score, one in found.results["kmeans"].items():
+        assert (one.interval is None) == (score != "CorLoc"), score
+    assert found.results["kmeans"]["CorLoc"].interval == pytest.approx(wilson_interval(3, 3))
+    assert "They need 5 items" in found.summary()
+
+
+def test_j_weighs_videos_alike_whatever_their_length():
+    run = planted(10)
+    masks = [run.mask(i) == 4 for i in range(10)]
+    # One long video whose object is found in all frames, two short ones where it is not: a third, not four fifths.
+    images = {i: ImageTruth(foreground=masks[i] if i < 8 else ~masks[i]) for i in range(10)}
+    truth = Truth("videos", images, (), units_of([0] * 8 + [1, 2], over="video"))
+    found = evaluate(run, sites=["vision.0"], k=2, methods=["kmeans"], truth=truth, n_permutations=39)
+    assert found.results["kmeans"]["J"].value == pytest.approx(1 / 3)
+
+
+def test_intervals_of_class_means_hold_their_expectation():
+    """Draws lose rare classes: plain percentiles would hold the mean IoU of such samples in about 85 of 100."""
+    n_classes, rates = 9, np.linspace(0.9, 0.2, 9)
+    share = 1 / np.arange(1, n_classes + 1)
+
+    def sample(rng):
+        out = np.zeros((12, 3, n_classes))
+        for one in out:
+            for c in rng.choice(n_classes, 2, replace=False, p=share / share.sum()):
+                right = np.clip(rates[c] + 0.2 * rng.normal(), 0, 1)
+                one[:, c] = 100 * np.array([right, 1, 1])
+        return out
+
+    question = _Question("oracle mIoU", _no_parts, lambda s: float(mean_iou(s.reshape(3, n_classes))))
+    units, values, intervals = units_of(range(12)), [], []
+    for seed in range(150):
+        parts = sample(np.random.default_rng(seed)).reshape(12, -1)
+        values.append(question.totals(parts, np.ones((1, 12)))[0])
+        draws = question.totals(parts, bootstrap_weights(12, n_draws=300, seed=seed))
+        intervals.append(question.interval([parts], values[-1], draws, units))
+    mean = np.mean(values)
+    held = sum(one is not None and one[0] <= mean <= one[1] for one in intervals)
+    assert held >= 136, f"{held} of 150"
+
+
+def _no_parts(view, seen):
+    raise AssertionError("parts are given")
 
 
 def test_absent_objects_are_found_in_at_most_5_percent():

@@ -60,9 +60,14 @@ def test_interval_of_episodes_is_wider_than_of_their_copied_frames():
     assert (high_e - low_e) > 3 * (high_f - low_f)
 
 
-def test_interval_needs_two_units():
-    with pytest.raises(InputError, match="at least 2"):
-        paired_interval(np.array([0.5, 0.4]), groups=[7, 7])
+def test_frames_of_too_few_episodes_have_no_interval():
+    assert paired_interval(np.array([0.5, 0.4]), groups=[7, 7]) is None
+    run, cut = _fake_run(20, planted=True, seed=5)
+    for i, row in enumerate(run.items):
+        row.episode = i // 5
+    found = best_overlap(run, cut, site="vision.0", k=2)
+    assert found.interval is None and (found.unit, found.n_units) == ("episode", 4)
+    assert found.summary().endswith("no interval: 4 independent episodes, need 5")
 
 
 def _fake_run(n_items: int, *, planted: bool, seed: int):
@@ -86,7 +91,7 @@ def _fake_run(n_items: int, *, planted: bool, seed: int):
     )
     run = SimpleNamespace(
         tokens=lambda layout: tokens,
-        items=[SimpleNamespace(episode=None) for _ in range(n_items)],
+        items=[SimpleNamespace(episode=None, index=i) for i in range(n_items)],
         image=lambda i: images[i],
         mask=lambda i, name: masks[i] if name == "segmentation" else None,
         mask_names=lambda i, name: {0: "background", 4: "object"},

@@ -169,8 +169,8 @@ def test_recoloured_images_keep_their_shape_and_change_their_colours():
 
 
 def test_a_mean_counts_the_units_that_have_a_value():
-    from vlascope.measure.means import MIN_UNITS, mean_result
-    from vlascope.measure.resample import units_of
+    from vlascope.measure.means import mean_result
+    from vlascope.measure.resample import MIN_UNITS, units_of
 
     units = units_of(["a", "a", "b", "c", "d", "e", "f"], over="episode")
     values = np.array([1.0, 3.0, np.nan, 2.0, 2.0, 2.0, 2.0])

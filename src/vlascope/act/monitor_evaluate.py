@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..measure.resample import bootstrap_interval, bootstrap_mean, units_of
+from ..measure.resample import bootstrap_interval, bootstrap_mean, percentile_interval, units_of
 from ..measure.result import Result, cannot_say
 from .monitor import ANY_TASK, Monitor, Patches
 from .monitor_thresholds import Rate, Rule
@@ -252,7 +252,7 @@ def _median(name: str, values: NDArray[np.float64], *, unit: str, seed: int) -> 
     draws = np.median(rng.choice(values, (2000, len(values))), axis=1)
     return Result(
         name=name, value=float(np.median(values)), unit=unit, n=len(values), over="episode", n_units=len(values),
-        interval=(float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))) if len(values) > 1 else None,
+        interval=percentile_interval(draws, n_units=len(values)),
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..measure.means import MIN_UNITS
 from ..measure.resample import bootstrap_interval
 from ..measure.result import Result, cannot_say
 from .edits import Where
@@ -135,7 +134,7 @@ def _share(
         n=len(known),
         over=base.units.over,
         n_units=units.n,
-        interval=bootstrap_interval(ratio, units, seed=seed) if units.n >= MIN_UNITS else None,
+        interval=bootstrap_interval(ratio, units, seed=seed),
         details={
             "as they are": float(clean[known].mean()),
             "reconstructed": float(rebuilt[known].mean()),

@@ -240,7 +240,6 @@ def _rows(
     units: Units,
 ) -> list[dict[str, Any]]:
     """Return a row per degree of freedom: before, after, mean move with interval, and the controls' largest."""
-    from ..measure.means import MIN_UNITS
     from ..measure.resample import bootstrap_mean
 
     if first.action is None:
@@ -252,7 +251,7 @@ def _rows(
         column = moves[:, j] * scale
         known = np.flatnonzero(np.isfinite(column))
         here = units.take(known)
-        interval = bootstrap_mean(column[known], here) if len(known) and here.n >= MIN_UNITS else None
+        interval = bootstrap_mean(column[known], here)
         strongest = [abs(mean) for one in controls if (mean := _mean(one[:, j] * scale)) is not None]
         after = second.action[j] * scale if second.action is not None and j < len(second.action) else np.nan
         out.append(

@@ -57,7 +57,6 @@ def run(args: Args) -> int:
     from ..measure.probes import PROBE_HEAD, adjusted_probes, probe, probe_finding
     from ..measure.region_probe import probe_regions
     from ..measure.result import TABLE_HEAD
-    from ..measure.trace import same_items
     from ..measure.world_model import world_model
     from ..progress import watched
     from ..runs import Run
@@ -93,8 +92,6 @@ def run(args: Args) -> int:
         give(args, facts, text=text)
         return OK
     random_run = Run.open(args.random) if args.random else None
-    if random_run is not None:
-        same_items(captured, random_run)
     shared: dict[str, Any] = {
         "model": args.model,
         "split": args.split,

@@ -44,7 +44,8 @@ def run(args: Args) -> int:
     from .. import api
     from ..files import write_json
     from ..measure import keep
-    from ..measure.trace import LAYER_HEAD, compare_traces, same_items, trace
+    from ..measure.controls import same_items
+    from ..measure.trace import LAYER_HEAD, compare_traces, trace
     from ..runs import Run
     from ..views import strip
 

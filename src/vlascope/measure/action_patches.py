@@ -15,8 +15,8 @@ from ..errors import InputError
 from ..items.item import Item
 from ..models.layout import KINDS
 from ..progress import watched
-from .orders import MIN_UNITS, N_RANDOM, N_STEPS, judge_orders, order_areas
-from .resample import units_of
+from .orders import N_RANDOM, N_STEPS, judge_orders, order_areas
+from .resample import MIN_UNITS, units_of
 from .result import Result
 
 if TYPE_CHECKING:

@@ -241,8 +241,8 @@ def association(
 ) -> AssociationResult:
     """Group similar items by each layer alone and ask whether the groups follow the truth or the answers.
 
-    Each item is the mean of its tokens; items are grouped by k-means on standardised principal components, without
-    looking at truth or answers. Normalised mutual information is compared with labels shuffled between whole
+    Each item is the mean of its tokens; items are grouped by k-means on principal components of standardised channels,
+    without looking at truth or answers. Normalised mutual information is compared with labels shuffled between whole
     episodes (or items); p-values of all layers are corrected together. Unrelated groups score above 0 by chance:
     intervals are centred by what shuffled labels score in the same draws, and each result's details hold the value
     "adjusted for chance" (0: as shuffled labels, 1: equal; Vinh, Epps and Bailey 2010 for rows that are independent).
@@ -375,7 +375,7 @@ def _associate(
     )
     test = summarise_null(value, null)
     draws, chance = _above_chance(groups, codes, units, seed=seed)
-    interval = percentile_interval(np.clip(chance + (1 - chance) * draws, 0, 1))
+    interval = percentile_interval(chance + (1 - chance) * draws, n_units=units.n, bounds=(0, 1))
     return Result(
         name=name,
         value=value,
@@ -416,7 +416,7 @@ def _difference(
         n=len(truth),
         over=units.over,
         n_units=units.n,
-        interval=percentile_interval(values[0] - values[1]),
+        interval=percentile_interval(values[0] - values[1], n_units=units.n, bounds=(-1, 1)),
         details={"n_wrong": n_wrong},
     )
 

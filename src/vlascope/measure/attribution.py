@@ -127,8 +127,6 @@ def _interval(
     inside: NDArray[np.bool_], labels: NDArray[np.integer], units: Units, *, seed: int
 ) -> tuple[float, float] | None:
     """Return the interval of 1 - best IoU, resampling whole units."""
-    if units.n < 2:
-        return None
     n_groups = int(labels.max()) + 1
     sizes, shared = np.zeros((units.n, n_groups)), np.zeros((units.n, n_groups))
     np.add.at(sizes, (units.ids, labels), 1)
@@ -137,4 +135,4 @@ def _interval(
     both = draws @ shared
     with np.errstate(invalid="ignore"):
         iou = both / (draws @ sizes + both.sum(1, keepdims=True) - both)
-    return percentile_interval(1 - np.nan_to_num(iou).max(1))
+    return percentile_interval(1 - np.nan_to_num(iou).max(1), n_units=units.n, bounds=(0, 1))

@@ -180,6 +180,9 @@ def match_boxes(
 def average_precision(matches: Sequence[Matches], *, weights: NDArray[np.floating] | None = None) -> float:
     """Return the average precision of proposals over images: mean precision at 101 recalls, interpolated as COCO does.
 
+    Proposals of one score stand on the same side of every threshold, so that the order of the images does not matter.
+    (COCO's own tool takes them one by one, in the order of the images: it agrees where scores differ.)
+
     Args:
         matches: One per image, see `match_boxes`.
         weights: How often each image counts (bootstrap); None counts each once.
@@ -187,7 +190,7 @@ def average_precision(matches: Sequence[Matches], *, weights: NDArray[np.floatin
     Returns:
         0..1; NaN when there is no object to be found.
 
-    References: Lin et al. 2014, arXiv:1405.0312; agrees with pycocotools in the tests.
+    References: Lin et al. 2014, arXiv:1405.0312; agrees with pycocotools in the tests, where no scores are tied.
     """
     if not matches:
         raise InputError("got no images; average precision needs at least one.")
@@ -199,12 +202,11 @@ def average_precision(matches: Sequence[Matches], *, weights: NDArray[np.floatin
     count = np.repeat(w, [len(m.scores) for m in matches])
     hit = np.concatenate([m.is_hit for m in matches])
     counts = ~np.concatenate([m.is_ignored for m in matches])
-    order = np.argsort(-scores, kind="mergesort")
-    hit, counts, count = hit[order], counts[order], count[order]
-    hits = np.cumsum(count * (hit & counts))
-    misses = np.cumsum(count * (~hit & counts))
-    if not len(hits):
+    if not len(scores):
         return 0.0
+    thresholds, place = np.unique(-scores, return_inverse=True)
+    hits = np.cumsum(np.bincount(place, count * (hit & counts), minlength=len(thresholds)))
+    misses = np.cumsum(np.bincount(place, count * (~hit & counts), minlength=len(thresholds)))
     recall = hits / n_objects
     precision = hits / np.maximum(hits + misses, np.spacing(1))
     precision = np.maximum.accumulate(precision[::-1])[::-1]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, missing_extra
-from .resample import bootstrap_mean, summarise_null, units_of
+from .resample import share_interval, summarise_null, units_of
 from .result import Result, cannot_say
 
 Kind = Literal["trend", "level"]
@@ -138,7 +138,7 @@ def agreement(
         names: Events that must all be hit; episodes that lack one are left out.
         tolerance: Frames.
         n_permutations: Rotations behind the p-value.
-        seed: Seeds rotations and bootstrap.
+        seed: Seeds rotations.
         name: Name of the result.
 
     Returns:
@@ -169,7 +169,7 @@ def agreement(
     units = units_of(has, over="episode")
     return Result(
         name=name, value=test.value, unit=unit, n=len(has), over="episode", n_units=len(has),
-        interval=bootstrap_mean(np.array(hits), units, seed=seed), controls={"changes rotated in time": test.null_mean},
+        interval=share_interval(np.array(hits), units), controls={"changes rotated in time": test.null_mean},
         p=test.p, details={
             "changes_per_episode": float(np.mean(counts)),
             "share_of_changes_near": float(np.mean(near)) if near else None,

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .resample import (
+    MIN_UNITS,
     N_PERMUTATIONS,
     Scheme,
     Units,
-    bootstrap_weights,
-    percentile_interval,
+    share_interval,
     shuffled,
     summarise_null,
 )
@@ -23,7 +23,6 @@ N_FOLDS = 5
 RIDGE = 0.1
 """Penalty, in units of one standardised row's squared length: mild, and the same for every layer."""
 MAX_ROWS = 2_000
-MIN_UNITS = 5
 
 
 def unit_folds(units: Units, *, n_folds: int = N_FOLDS, seed: int = 0) -> NDArray[np.int64]:
@@ -178,7 +177,6 @@ def separability(
     rng = np.random.default_rng([seed, 1])
     others = [shuffled(codes, units, scheme=question.scheme, rng=rng) for _ in range(n_permutations)]
     test = summarise_null(value, _null_accuracies(fit, np.stack(others), n_classes=n_classes))
-    interval = _accuracy_interval(codes, guess, units, n_classes=n_classes, seed=seed)
     return Result(
         name=name,
         value=value,
@@ -186,7 +184,7 @@ def separability(
         n=len(rows),
         over=over,
         n_units=units.n,
-        interval=interval,
+        interval=share_interval(codes == guess, units, strata=codes),
         controls={"chance": 1 / n_classes, "shuffled labels": test.null_mean},
         p=test.p,
         details={"classes": list(question.names), "sampled": len(rows) / n, "shuffles": n_permutations},
@@ -208,16 +206,3 @@ def _null_accuracies(fit: CrossFit, codes_pn: NDArray[np.int64], *, n_classes: i
         present = sizes[:, 0] > 0
         out[start : start + step] = (hits / np.maximum(sizes[:, 0], 1)).sum(1) / present.sum(1)
     return out
-
-
-def _accuracy_interval(
-    codes: NDArray[np.int64], guess: NDArray[np.int64], units: Units, *, n_classes: int, seed: int
-) -> tuple[float, float] | None:
-    """Return the interval of `balanced_accuracy`, resampling whole units; classes that a draw lacks are left out."""
-    sizes, hits = np.zeros((units.n, n_classes)), np.zeros((units.n, n_classes))
-    np.add.at(sizes, (units.ids, codes), 1)
-    np.add.at(hits, (units.ids, codes), codes == guess)
-    draws = bootstrap_weights(units.n, seed=seed)
-    with np.errstate(invalid="ignore"):
-        shares = (draws @ hits) / (draws @ sizes)
-    return percentile_interval(np.nanmean(shares, axis=1))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..spectral import agreement, cka
-from .resample import Units, bootstrap_weights, percentile_interval, run_units
+from .resample import MIN_UNITS, Units, bootstrap_weights, percentile_interval, run_units
 from .scores import contingency
 
 if TYPE_CHECKING:
@@ -164,10 +164,11 @@ def _ari_with_interval(
     per_unit = np.zeros((units.n, n_x * n_y))
     np.add.at(per_unit, (units.ids, x * n_y + y), 1)
     value = ari_of_table(contingency(x, y))
-    if units.n < 2:
+    if units.n < MIN_UNITS:
         return value, None
-    draws = bootstrap_weights(units.n, n_draws=500, seed=seed) @ per_unit
-    return value, percentile_interval(np.array([ari_of_table(d.reshape(n_x, n_y)) for d in draws]))
+    tables = (bootstrap_weights(units.n, n_draws=500, seed=seed) @ per_unit).reshape(-1, n_x, n_y)
+    draws = np.array([ari_of_table(one) for one in tables])
+    return value, percentile_interval(draws, n_units=units.n, center=value, bounds=(-1, 1))
 
 
 def _narrow(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -181,10 +182,15 @@ def _narrow(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def _cka_jackknife(
     x: NDArray[np.float64], y: NDArray[np.float64], units: Units, value: float
 ) -> tuple[float, float] | None:
-    """Return value ± 1.96 standard errors of the delete-a-group jackknife (groups of whole units)."""
-    n_groups = min(N_JACKKNIFE, units.n)
-    if n_groups < 2:
+    """Return the interval by the delete-a-group jackknife (groups of whole units), within -1..1.
+
+    So few groups leave their own spread uncertain: errors are multiplied by Student's quantile, not by 1.96.
+    """
+    from scipy.stats import t
+
+    if units.n < MIN_UNITS:
         return None
+    n_groups = min(N_JACKKNIFE, units.n)
     group = units.ids % n_groups
     left_out = []
     for g in range(n_groups):
@@ -194,4 +200,5 @@ def _cka_jackknife(
         left_out.append(cka(x[keep], y[keep]))
     spread = np.asarray(left_out) - np.mean(left_out)
     error = float(np.sqrt((n_groups - 1) / n_groups * (spread**2).sum()))
-    return value - 1.96 * error, value + 1.96 * error
+    reach = float(t.ppf(0.975, n_groups - 1)) * error
+    return max(-1.0, value - reach), min(1.0, value + reach)

@@ -13,10 +13,19 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..progress import progress
 from .boxes import Matches, Proposals, average_precision, box_iou, match_boxes
+from .controls import check_random
 from .findings import Finding, Row
 from .methods import Segments, method_names, read_features, segment
-from .nave import Scope
-from .resample import Units, bootstrap_weights, percentile_interval, shuffled, summarise_null
+from .nave import Scope, check_k
+from .resample import (
+    MIN_UNITS,
+    Units,
+    bootstrap_weights,
+    percentile_interval,
+    share_interval,
+    shuffled,
+    summarise_null,
+)
 from .result import Result, adjusted, cannot_say, number_text, plain_json
 from .segmentation import (
     best_overlaps,
@@ -41,7 +50,9 @@ NULL_SIDE = 32
 """Grid on which segments meet the truth of other images (whose sizes differ)."""
 
 MAX_NULL_IMAGES = 50
-MIN_UNITS = 6
+MIN_SHUFFLED = 6
+"""Units below which shuffles could not find anything."""
+
 CONTROLS = {"pixels": "raw pixels", "tiles": "tiles"}
 """Methods that know no model, and what they are called beside the others."""
 
@@ -52,7 +63,7 @@ SCORES = {
     "covering": "size-weighted best IoU of human regions (BSDS)",
     "PRI": "probabilistic Rand index (BSDS)",
     "VoI": "variation of information in bits, lower is better (BSDS)",
-    "J": "IoU of the proposed object with the video mask (DAVIS)",
+    "J": "IoU of the proposed object with the video mask: mean over frames, then over videos (DAVIS)",
     "CorLoc": "share of images whose first box overlaps an object by half or more",
     "AP@50": "average precision of the boxes, any class, at half overlap",
 }
@@ -96,7 +107,9 @@ class Evaluation:
         draws = self._draws.get((method, score)), self._draws.get((other, score))
         interval = None
         if draws[0] is not None and draws[1] is not None:
-            interval = percentile_interval(draws[0] - draws[1], n_units=a.n_units)
+            interval = percentile_interval(
+                draws[0] - draws[1], n_units=min(a.n_units, b.n_units), center=a.value - b.value
+            )
         return replace(
             a, name=name, value=a.value - b.value, interval=interval, controls={}, p=None, p_adjusted=None
         )
@@ -127,8 +140,10 @@ class Evaluation:
         where = "each image on its own" if self.scope == "image" else "all images together"
         text = (
             f"{self.truth}; {first.n} images ({first.n_units} {first.over}s); K={self.k}, {where}; layer {self.site}, "
-            f"layers {', '.join(self.sites)}. Intervals: 95 %, bootstrap over {first.over}s."
+            f"layers {', '.join(self.sites)}. Intervals: 95 %, bootstrap over {first.over}s (CorLoc: Wilson)."
         )
+        if first.n_units < MIN_UNITS:
+            text += f" They need {MIN_UNITS} {first.over}s; Wilson's needs independent images."
         if null:
             text += (
                 f"\n* above the same segments on other images (p <= 0.05, permutation, Benjamini-Hochberg over the "
@@ -220,13 +235,16 @@ def evaluate(
         quiet: Show no progress bar.
 
     Raises:
-        InputError: no sites, unknown method, no starts, or nothing to score.
+        InputError: no sites, unknown method, no starts, k below 2, nothing to score, or `random_run` of other items or
+            the same weights.
         MissingExtraError: "slic" without scikit-image.
 
     Cost: about 0.2 s per image for all methods at 784 patches; the cuts of "ncut", "joint" and "tokencut" dominate.
     """
     if n_starts < 1:
         raise InputError(f"got n_starts={n_starts}; need at least 1.")
+    check_k(k)
+    check_random(run, random_run)
     known = read_truth(run) if truth is None else truth
     names = tuple(method_names()) if methods is None else tuple(dict.fromkeys(methods))
     items = known.items
@@ -281,11 +299,44 @@ class _Question:
     name: str
     parts: Callable[[_View, _Seen], NDArray[np.float64]]
     final: Callable[[NDArray[np.float64]], float]
+    is_share: bool = False
+    is_per_unit: bool = False
 
     def values(self, found: Sequence[Segments], known: Truth) -> Any:
         """Return the parts of every image."""
         pairs = zip(found, known.images.values(), strict=True)
-        return _stack([self.parts(_View.full(s, t), _Seen.full(t)) for s, t in pairs])
+        return self.weighed([self.parts(_View.full(s, t), _Seen.full(t)) for s, t in pairs], known.units)
+
+    def weighed(self, parts: Sequence[NDArray[np.float64]], units: Units) -> NDArray[np.float64]:
+        """Return the parts of all images as one array, all units weighing the same where the score is their mean."""
+        values = _stack(parts)
+        if not self.is_per_unit:
+            return values
+        sizes = np.bincount(units.ids, values[:, 1])  # images of the unit that have what the score needs
+        return values / np.maximum(sizes, 1)[units.ids][:, None]
+
+    def interval(
+        self, values: Sequence[Any], value: float, draws: NDArray[np.float64], units: Units
+    ) -> tuple[float, float] | None:
+        """Return the interval of the score: Wilson's of a share, else from draws.
+
+        Args:
+            values: What `values` returned, for each start.
+            value: The score.
+            draws: The score for each draw of units.
+            units: Unit of each image.
+        """
+        if self.is_share:
+            hits, counts = np.mean(values, axis=0).T
+            return share_interval(np.where(counts > 0, hits, np.nan), units)
+        # Draws lack rare classes and repeat images, which moves them all to one side: they are moved back.
+        bounds = (0.0, np.inf) if self.name in LOWER_IS_BETTER else (0.0, 1.0)
+        n_units = units.take(self.has_parts(values[0])).n
+        return percentile_interval(draws, n_units=n_units, center=value, bounds=bounds)
+
+    def has_parts(self, values: Any) -> NDArray[np.bool_]:
+        """Return which images have what the score needs."""
+        return np.any(values.reshape(len(values), -1) != 0, axis=1)
 
     def totals(self, values: Any, weights_bn: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the score for each row of weights: how often each image counts."""
@@ -300,6 +351,9 @@ class _Precision(_Question):
     def values(self, found: Sequence[Segments], known: Truth) -> Any:
         pairs = zip(found, known.images.values(), strict=True)
         return [_matches(_View.full(s, t), _Seen.full(t)) for s, t in pairs]
+
+    def has_parts(self, values: Any) -> NDArray[np.bool_]:
+        return np.ones(len(values), bool)
 
     def totals(self, values: Any, weights_bn: NDArray[np.floating]) -> NDArray[np.float64]:
         return np.array([average_precision(values, weights=row) for row in weights_bn])
@@ -452,9 +506,9 @@ def _questions(known: Truth, scope: Scope) -> list[_Question]:
         out.append(_Question("PRI", human(rand_index), _mean))
         out.append(_Question("VoI", human(variation_of_information), _mean))
     if has["foreground"]:
-        out.append(_Question("J", video, _mean))
+        out.append(_Question("J", video, _mean, is_per_unit=True))
     if has["boxes"]:
-        out.append(_Question("CorLoc", located, _mean))
+        out.append(_Question("CorLoc", located, _mean, is_share=True))
         out.append(_Precision("AP@50", located, _mean))
     return out
 
@@ -497,7 +551,10 @@ class _Cross:
         values = []
         for one in orders:
             chosen = [part(i, int(j)) for i, j in enumerate(one)]
-            value = average_precision(chosen) if is_ap else question.final(np.sum(_stack(chosen), axis=0))
+            if is_ap:
+                value = average_precision(chosen)
+            else:
+                value = question.final(question.weighed(chosen, self.units).sum(0))
             values.append(sign * value)
         test = summarise_null(values[0], np.array(values[1:]))
         return replace(test, null_mean=sign * test.null_mean)
@@ -531,9 +588,9 @@ def _result(
         n=n,
         over=units.over,
         n_units=units.n,
-        interval=percentile_interval(draws) if units.n >= 2 else None,
+        interval=question.interval(values, value, draws, units),
     )
-    if units.n < MIN_UNITS:  # too few to shuffle: no p-value, and so no verdict
+    if units.n < MIN_SHUFFLED:  # too few to shuffle: no p-value, and so no verdict
         return one, draws
     test = cross.test(question, n_permutations=n_permutations, seed=seed)
     return replace(one, p=test.p, controls={"shuffled images": test.null_mean}), draws

@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 from .resample import Units, bootstrap_mean
 from .result import Result, cannot_say
 
-MIN_UNITS = 5
-"""Independent units below which a mean has no interval."""
-
 
 def mean_result(
     name: str,
@@ -46,6 +43,6 @@ def mean_result(
         n=int(known.sum()),
         over=units.over,
         n_units=here.n,
-        interval=bootstrap_mean(values[known], here, seed=seed) if here.n >= MIN_UNITS else None,
+        interval=bootstrap_mean(values[known], here, seed=seed),
         **more,
     )

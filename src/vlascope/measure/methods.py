@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, missing_extra, nearest_text
 from .boxes import inner_segments
-from .nave import Scope, cluster_maps, composite
+from .nave import Scope, check_k, cluster_maps, composite
 from .objects import Foreground, lost, pca_threshold, tokencut
 from .patchmaps import PatchMap, patch_maps, pixel_maps, resized
 
@@ -148,8 +148,7 @@ def segment(
         raise InputError(
             f"no method '{method}'; methods are {', '.join(_METHODS)}.{nearest_text(method, _METHODS)}"
         )
-    if k < 2:
-        raise InputError(f"got k={k}; need at least 2 segments.")
+    check_k(k)
     return _METHODS[method][0](run, features, k, scope, seed)
 
 

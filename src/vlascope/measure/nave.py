@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .boxes import inner_segments
+from .groups import living_channels
 from .patchmaps import PatchMap, patch_maps, resized
 from .result import plain_json
 
@@ -116,6 +117,7 @@ def nave(
 
     Cost: O(patches width k) per k-means step; above 50,000 patches mini-batches.
     """
+    check_k(k)
     names = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))
     maps = composite([patch_maps(run, name, items=items) for name in names])
     return nave_maps(maps, sites=names, k=k, scope=scope, seed=seed)
@@ -125,12 +127,22 @@ def nave_maps(
     maps: Sequence[PatchMap], *, sites: Sequence[str] = (), k: int = 5, scope: Scope = "image", seed: int = 0
 ) -> NaveResult:
     """Cluster composite maps; see `nave` and `composite`."""
-    if k < 2:
-        raise InputError(f"got k={k}; need at least 2 clusters.")
+    check_k(k)
     if scope not in ("image", "joint"):
         raise InputError(f"got scope={scope!r}; need 'image' or 'joint'.")
     labels, explained = cluster_maps(maps, k=k, scope=scope, seed=seed)
     return NaveResult(tuple(sites), k, scope, tuple(maps), tuple(labels), tuple(explained))
+
+
+def check_k(*ks: int) -> None:
+    """Raise unless every number of clusters is at least 2.
+
+    Raises:
+        InputError: one is not.
+    """
+    for k in ks:
+        if k < 2:
+            raise InputError(f"got k={k}; need at least 2 clusters.")
 
 
 def composite(layers: Sequence[Sequence[PatchMap]]) -> list[PatchMap]:
@@ -156,7 +168,7 @@ def composite(layers: Sequence[Sequence[PatchMap]]) -> list[PatchMap]:
     ]
     for layer in layers:
         mean, spread = _moments([one.rows_nd for one in layer])
-        lives = spread > 1e-6 * max(float(np.abs(mean).max(initial=0)), float(spread.max(initial=0)), 1e-30)
+        lives = living_channels(mean, spread)
         if not lives.any():
             continue
         factor = (1 / np.sqrt(lives.sum()) / spread[lives]).astype(np.float32)
@@ -175,6 +187,7 @@ def cluster_maps(
     maps: Sequence[PatchMap], *, k: int, scope: Scope, seed: int = 0
 ) -> tuple[list[NDArray[np.int64]], list[float]]:
     """Return k-means labels [rows, cols] of each map, and the share of variance explained."""
+    check_k(k)
     if scope == "image":
         pairs = [_kmeans(one.rows_nd, k, seed=seed) for one in maps]
         return [p[0].reshape(one.grid) for p, one in zip(pairs, maps, strict=True)], [p[1] for p in pairs]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..progress import watched
-from .nave import cluster_maps, composite, nave
+from .controls import check_random, same_items
+from .nave import check_k, cluster_maps, composite, nave
 from .overlap import best_overlap_iou
 from .patchmaps import patch_maps, pixel_maps, resized
 from .resample import bootstrap_mean, run_units
@@ -40,10 +41,12 @@ def nave_sweep(
     Controls: the same for the raw pixels of the same patches, and for random weights where given.
 
     Raises:
-        InputError: no K, or as for `nave`.
+        InputError: no K, `random_run` of other items or the same weights, or as for `nave`.
     """
     if not ks:
         raise InputError("got no numbers of clusters; give at least one.")
+    check_k(*ks)
+    check_random(run, random_run)
     maps = composite([patch_maps(run, name) for name in sites])
     others = {"raw pixels": pixel_maps(run, maps)}
     if random_run is not None:
@@ -182,8 +185,7 @@ def watermark_saturation(
     Raises:
         InputError: the runs hold other items, or the first has no mask "watermark".
     """
-    if [r.item_id for r in marked.items] != [r.item_id for r in plain.items]:
-        raise InputError("the two runs hold other items; capture the same items with and without the mark.")
+    same_items(marked, plain)
     with_mark, without = (nave(run, sites=sites, k=k, seed=seed) for run in (marked, plain))
     values = np.zeros((len(with_mark.items), 2))
     for i, item in enumerate(with_mark.items):
@@ -218,7 +220,11 @@ def outlier_patches(
 
     Transformers without registers put such patches into their late layers; compare a model with registers with one
     without. References: Darcet et al. 2023, arXiv:2309.16588.
+
+    Raises:
+        InputError: `random_run` of other items or the same weights.
     """
+    check_random(run, random_run)
     out = []
     for name in sites:
         share = _outliers(run, name)

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .resample import N_PERMUTATIONS, Units, bootstrap_mean, summarise_null
+from .resample import MIN_UNITS, N_PERMUTATIONS, Units, bootstrap_mean, summarise_null
 from .result import Result, cannot_say
 
 N_STEPS = 5
 N_RANDOM = 19
-MIN_UNITS = 5
 CURVES = ("deletion", "insertion")
 MAX_SHARE = 2.0
 """A part hidden may move the answer further than hiding everything does; further than this counts as this."""

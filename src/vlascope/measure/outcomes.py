@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .resample import bootstrap_mean, bootstrap_weights, percentile_interval, summarise_null, units_of
+from .resample import bootstrap_weights, percentile_interval, share_interval, summarise_null, units_of
 from .result import Result, adjusted, cannot_say
 from .timeline import Timeline
 
@@ -144,12 +144,13 @@ def _difference_interval(
     x: NDArray[np.float64], seen: NDArray[np.bool_], success: NDArray[np.bool_], *, seed: int
 ) -> tuple[float, float] | None:
     """Return the interval of mean of failures - mean of successes, resampling the episodes of each."""
-    means = []
+    means, sizes = [], []
     for number, group in enumerate((~success & seen, success & seen)):
         values = x[group]
         draws = bootstrap_weights(len(values), seed=seed + number)
         means.append(draws @ values / len(values))
-    return percentile_interval(means[0] - means[1])
+        sizes.append(len(values))
+    return percentile_interval(means[0] - means[1], n_units=min(sizes))
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ def early_warning(
     raised_in_success = np.mean([a is not None for a, won in zip(alarms, success, strict=True) if won])
     caught = Result(
         name="early warning", value=value, unit=unit, n=n_lost, over="episode", n_units=n_lost,
-        interval=bootstrap_mean(early[~success].astype(float), units, seed=seed), p=test.p,
+        interval=share_interval(early[~success], units), p=test.p,
         controls={"false alarms in successes": float(raised_in_success), "shuffled outcomes": test.null_mean},
         details={"allowed_false_alarms": false_alarms, "successes": n_won},
     )  # fmt: skip
@@ -253,12 +254,9 @@ def early_warning(
         lead = cannot_say("lead time", "no failure was warned of", unit="frames", n=n_lost, over="episode")
     else:
         draws = np.median(rng.choice(times, (2000, len(times))), axis=1)
-        ends95 = (
-            (float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))) if len(times) > 1 else None
-        )
         lead = Result(
             name="lead time", value=float(np.median(times)), unit="frames (median over warned failures)",
-            n=len(times), over="episode", n_units=len(times), interval=ends95,
+            n=len(times), over="episode", n_units=len(times), interval=percentile_interval(draws, n_units=len(times)),
         )  # fmt: skip
     episodes = [one.episode for one in known]
     return Warnings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..models.layout import token_from_pixel
 from .pooling import patch_pixels
+from .resample import MIN_UNITS, bootstrap_mean, run_units, units_of
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -55,10 +56,10 @@ def best_overlap_iou(labels_hw: NDArray[np.integer], mask_hw: NDArray[np.bool_])
 def paired_interval(
     differences: NDArray[np.floating],
     *,
-    groups: Sequence[int] | None = None,
+    groups: Sequence[Any] | None = None,
     level: float = 0.95,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Return the bootstrap interval of the mean of paired differences.
 
     Args:
@@ -69,26 +70,11 @@ def paired_interval(
         seed: Seed of the resampling.
 
     Returns:
-        Lower and upper end (percentile method; B. Efron, 1979, doi:10.1214/aos/1176344552).
-
-    Raises:
-        InputError: fewer than two items or groups: no interval can be stated.
+        Lower and upper end; None with fewer than five items or groups: see `percentile_interval`.
     """
     values = np.asarray(differences, np.float64)
-    keep = ~np.isnan(values)
-    ids = np.arange(len(values)) if groups is None else np.asarray(groups)
-    values, ids = values[keep], ids[keep]
-    unique, which = np.unique(ids, return_inverse=True)
-    if len(unique) < 2:
-        raise InputError(f"an interval needs at least 2 independent items or episodes; got {len(unique)}.")
-    sums = np.bincount(which, weights=values)
-    counts = np.bincount(which)
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(unique), size=(N_BOOTSTRAP, len(unique)))
-    means = sums[draws].sum(1) / counts[draws].sum(1)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    units = units_of(range(len(values)) if groups is None else groups)
+    return bootstrap_mean(values, units, n_draws=N_BOOTSTRAP, level=level, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +88,9 @@ class OverlapResult:
         iou: float [n_items, n_names], of the cut; NaN where a region is not visible.
         control_iou: float [n_items, n_names], k-means (same k, all items jointly) on the raw pixels of the
             same patches.
-        interval: 95 % interval of the mean paired difference; None with fewer than two independent units.
-        unit: What was resampled for the interval: "frame" or "episode".
+        interval: 95 % interval of the mean paired difference; None with fewer than five independent units.
+        unit: What is independent and was resampled for the interval: "episode", or "item" without episodes.
+        n_units: How many of them.
     """
 
     site: str
@@ -113,6 +100,7 @@ class OverlapResult:
     control_iou: NDArray[np.float64]
     interval: tuple[float, float] | None
     unit: str
+    n_units: int
 
     @property
     def mean(self) -> float:
@@ -149,9 +137,10 @@ class OverlapResult:
             f"{self.control_mean:.3f} (k-means on raw pixels), n={self.n_items} frames"
         )
         if self.interval is None:
-            return f"{text}; too few {self.unit}s for an interval"
-        low, high = self.interval
-        return f"{text}; difference {self.difference:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] over {self.unit}s"
+            return f"{text}; no interval: {self.n_units} independent {self.unit}s, need {MIN_UNITS}"
+        ends = ", ".join(f"{end:+.3f}" for end in self.interval)
+        text = f"{text}; difference {self.difference:+.3f}, 95 % interval [{ends}]"
+        return f"{text} over {self.n_units} {self.unit}s"
 
 
 class PixelClusters:
@@ -276,17 +265,16 @@ def best_overlap(
 
     seen = ~np.isnan(iou).all(axis=1)
     per_item = np.nanmean(iou[seen], axis=1) - np.nanmean(control_iou[seen], axis=1)
-    episodes = [run.items[int(item)].episode for item in np.asarray(items)[seen]]
-    use_episodes = all(e is not None for e in episodes) and len(set(episodes)) >= 5
-    groups = [int(e) for e in episodes if e is not None] if use_episodes else None
+    units = run_units(run, np.asarray(items)[seen])
     return OverlapResult(
         site=site,
         k=k,
         names=names,
         iou=iou[seen],
         control_iou=control_iou[seen],
-        interval=paired_interval(per_item, groups=groups, seed=seed) if seen.sum() >= 2 else None,
-        unit="episode" if use_episodes else "frame",
+        interval=bootstrap_mean(per_item, units, n_draws=N_BOOTSTRAP, seed=seed),
+        unit=units.over,
+        n_units=units.n,
     )
 
 

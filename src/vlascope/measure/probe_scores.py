@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .crossfit import balanced_accuracy
-from .resample import Units, bootstrap_weights, percentile_interval
+from .resample import Units, bootstrap_weights, percentile_interval, share_interval
 
 Choices = Literal["all", "unit"]
 
@@ -80,17 +80,16 @@ class ProbeScore:
     ) -> tuple[float, float] | None:
         units = self.units
         if self.is_class:
-            top, bottom = y * (y.argmax(1) == self.chosen(guess))[:, None], y
-        else:
-            top, bottom = self._errors(y, guess)
+            codes = y.argmax(1)
+            return share_interval(codes == self.chosen(guess), units, strata=codes)
+        top, bottom = self._errors(y, guess)
         draws = bootstrap_weights(units.n, seed=seed)
         tops, bottoms = (np.zeros((units.n, y.shape[1])) for _ in range(2))
         np.add.at(tops, units.ids, top)
         np.add.at(bottoms, units.ids, bottom)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = (draws @ tops) / (draws @ bottoms)
-        values = np.nanmean(share, axis=1) if self.is_class else 1 - share.mean(1)
-        return percentile_interval(values)
+        return percentile_interval(1 - share.mean(1), n_units=units.n, bounds=(-np.inf, 1))
 
     def per_output(
         self, y: NDArray[np.float64], guess: NDArray[np.float64], outputs: Sequence[str]

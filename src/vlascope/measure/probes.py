@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .crossfit import MIN_UNITS, unit_folds
+from .controls import check_random
+from .crossfit import unit_folds
 from .findings import Finding, LayerSeries, Row, layer_series
 from .labels import item_classes, item_numbers
 from .mlp import held_out_mlp
 from .pooling import TokenChoice, image_pixels, pool_items
 from .probe_scores import Choices, ProbeScore, classes_of_units
-from .resample import Scheme, Units, run_units, summarise_null
+from .resample import MIN_UNITS, Scheme, Units, run_units, summarise_null
 from .resample import shuffled as shuffle
 from .result import Result, adjusted, cannot_say, number_text, plain_json
 from .ridge import HeldOutRidge
@@ -199,10 +200,12 @@ def probe(
 
     Raises:
         SiteNotFoundError: no such site.
-        InputError: unknown target, text asked for as number, one class, NaN features.
+        InputError: unknown target, text asked for as number, one class, NaN features, or `random_run` of other items or
+            the same weights.
 
     Cost: 1 s for 1,000 items of 128 channels (ridge).
     """
+    check_random(run, random_run)
     names = [target] if isinstance(target, str) else list(target)
     if not names:
         raise InputError("got no target; name at least one label, or 'state'.")

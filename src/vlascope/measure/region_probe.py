@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
+from .controls import check_random
 from .pooling import BACKGROUND, pool_regions, region_groups, region_pixels
 from .probes import N_SHUFFLES, ProbeModel, ProbeResult, probe_arrays
 from .resample import run_units
@@ -61,6 +62,7 @@ def probe_regions(
     Cost: 1 s for 1,000 regions of 128 channels (ridge), besides reading the layer.
     """
     run.site(site)
+    check_random(run, random_run)
     pooled = pool_regions(run, site, mask=mask, exclude=exclude)
     classes = np.array([_class_of(name, words) or "" for name in pooled.names])
     known, counts = np.unique(classes[classes != ""], return_counts=True)

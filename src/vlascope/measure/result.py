@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from .multiple import benjamini_hochberg
+from .resample import MIN_UNITS
 
 ALPHA = 0.05
 """Share of false positives that a verdict "found" may have when nothing is there."""
@@ -29,7 +30,7 @@ class Result:
         n: Observations (items, frames, tokens) behind the value.
         over: What was resampled and shuffled: "episode" or "item". Never patches of one image.
         n_units: How many of them.
-        interval: Bootstrap 95 % interval over those; None with fewer than two.
+        interval: 95 % interval over those: bootstrap, or Wilson for shares; None with fewer than five.
         controls: The same number where nothing should be found, or by simpler means: "shuffled labels",
             "random weights", "raw pixels", "majority".
         p: P-value of `test`; one-sided where it is a permutation; None where nothing was tested.
@@ -80,15 +81,20 @@ class Result:
             text += f"; p={self.p:.3g} ({self.test})"
         return text
 
+    def ends(self) -> str:
+        """Return the interval as text; what it lacks where there are too few units for one."""
+        if self.interval is not None:
+            return " to ".join(number_text(x) for x in self.interval)
+        return f"too few {self.over}s" if 0 < self.n_units < MIN_UNITS else ""
+
     def row(self) -> tuple[str, ...]:
         """Return the result as one row of text under `TABLE_HEAD`."""
         if self.value is None:
             return (self.name, f"cannot say: {self.reason}", "", str(self.n), "", "", "")
-        interval = "" if self.interval is None else " to ".join(number_text(x) for x in self.interval)
         return (
             self.name,
             f"{number_text(self.value)} {self.unit}",
-            interval,
+            self.ends(),
             f"{self.n} ({self.n_units} {self.over}s)",
             "" if self.p is None else f"{self.p:.3g}",
             "" if self.p_adjusted is None else f"{self.p_adjusted:.3g}",

@@ -17,14 +17,13 @@ from ..spectral.nystrom import NystromNCut
 from .findings import Finding, Row, layer_series
 from .phrases import words_of
 from .pooling import BACKGROUND
-from .resample import Units, bootstrap_mean, run_units, summarise_null
+from .resample import MIN_UNITS, Units, bootstrap_mean, run_units, share_interval, summarise_null
 from .result import Result, adjusted, cannot_say, plain_json, table
 
 if TYPE_CHECKING:
     from ..runs import Run
 
 N_SHUFFLES = 199
-MIN_UNITS = 5
 MAX_MAPS = 2_000
 """More maps than this are thinned evenly before they are scored."""
 WORD_KINDS = ("text", "action")
@@ -311,8 +310,11 @@ def _scores(run: Run, maps: Sequence[WordMap], *, name: str, n_permutations: int
     null = np.stack([np.nanmean(scores[:, every, _elsewhere(units, rng)], 1) for _ in range(n_permutations)])
     area = float(np.mean([m.mean() for m in masks]))
     out = []
-    for row, (what, unit, chance) in enumerate(
-        (("pointing", "share of hits", {"share of patches": area}), ("IoU", "IoU of patches", {}))
+    for row, (what, unit, chance, interval) in enumerate(
+        (
+            ("pointing", "share of hits", {"share of patches": area}, share_interval(found[0], units)),
+            ("IoU", "IoU of patches", {}, bootstrap_mean(found[1], units, seed=seed)),
+        )
     ):
         test = summarise_null(float(found[row].mean()), null[:, row])
         out.append(
@@ -323,7 +325,7 @@ def _scores(run: Run, maps: Sequence[WordMap], *, name: str, n_permutations: int
                 n=len(maps),
                 over=units.over,
                 n_units=units.n,
-                interval=bootstrap_mean(found[row], units, seed=seed),
+                interval=interval,
                 controls={"masks of other items": test.null_mean, **chance},
                 p=test.p,
             )  # fmt: skip
@@ -385,7 +387,7 @@ def _one_group(
     test = summarise_null(float(is_same.mean()), null)
     return Result(
         name=name, value=test.value, unit=unit, n=len(maps), over=units.over, n_units=units.n,
-        interval=bootstrap_mean(is_same, units, seed=seed),
+        interval=share_interval(is_same, units),
         controls={"masks of other items": test.null_mean}, p=test.p,
     )  # fmt: skip
 

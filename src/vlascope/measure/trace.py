@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..progress import watched
 from ..spectral.cut import DEFAULT_KS, CutResult, cut_run
+from .controls import check_random
 from .crossfit import Question, separability
 from .findings import Finding, LayerSeries, Row, layer_series
 from .labels import item_classes
@@ -203,7 +204,8 @@ def trace(
 
     Raises:
         SiteNotFoundError: no such site.
-        InputError: no sites, a label that nothing has or with one class, or `random_run` of other items.
+        InputError: no sites, a label that nothing has or with one class, or `random_run` of other items or
+            the same weights.
 
     Cost: the cut (10 s per 160,000 tokens), one k-means of the patches' pixels, and below 1 s per layer.
     """
@@ -212,8 +214,7 @@ def trace(
         raise InputError("got no sites; name at least one.")
     for name in names:
         run.site(name)
-    if random_run is not None:
-        same_items(run, random_run)
+    check_random(run, random_run)
     has_masks = mask is not None and any(mask in row.mask_media for row in run.items)
     ask = _Concept(run, label=label, mask=mask if has_masks else None, tokens=tokens, random_run=random_run)
     if cut is None:
@@ -249,26 +250,6 @@ def trace(
         layers=tuple(layers),
         raw_pixels=ask.pixels(n_permutations=n_permutations, seed=seed),
     )
-
-
-def same_items(run: Run, other: Run) -> None:
-    """Raise unless two runs hold the same items in the same order.
-
-    Raises:
-        InputError: they do not.
-    """
-    if run is other:
-        return
-    if run.n_items != other.n_items:
-        raise InputError(
-            f"'{other.path}' has {other.n_items} items, '{run.path}' {run.n_items}; capture the same items."
-        )
-    for a, b in zip(run.items, other.items, strict=True):
-        if a.item_id != b.item_id:
-            raise InputError(
-                f"'{other.path}' has the item '{b.item_id}' where '{run.path}' has '{a.item_id}'; capture the same "
-                "items."
-            )
 
 
 def compare_traces(traces: Mapping[str, TraceResult]) -> list[tuple[str, ...]]:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .crossfit import MIN_UNITS, unit_folds
+from .crossfit import unit_folds
 from .findings import Finding, Row
 from .pooling import TokenChoice, pool_items
-from .resample import Units, bootstrap_mean, shuffled, summarise_null, units_of
+from .resample import MIN_UNITS, Units, bootstrap_mean, shuffled, summarise_null, units_of
 from .result import Result, adjusted, cannot_say, number_text, plain_json, table
 from .ridge import HeldOutRidge, reduce_channels
 

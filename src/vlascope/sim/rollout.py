@@ -278,8 +278,13 @@ def expert_policy(scene: Scene, instruction: Instruction) -> Callable[[Observati
     return lambda _, state: expert_action(scene, state, task=instruction.task, target=instruction.target)
 
 
-def wilson_interval(successes: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, *, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval of a proportion, 95 % by default.
+
+    Args:
+        successes: How many; a fraction where `n` is an effective sample size.
+        n: Of how many.
+        z: Quantile: how many standard errors it reaches.
 
     Raises:
         InputError: n < 1 or successes not in 0..n.
