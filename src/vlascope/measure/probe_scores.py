@@ -78,6 +78,12 @@ class ProbeScore:
     def interval(
         self, y: NDArray[np.float64], guess: NDArray[np.float64], *, seed: int
     ) -> tuple[float, float] | None:
+        """Return the 95 % interval of the score over other held-out units, read by these fits.
+
+        The predictions are fixed: units are resampled, the probe is not fitted again. So the interval says how far the
+        score depends on which units were tested, not how far it would move with other units to fit; with few units the
+        second is the larger. Percentiles are widened as Student's t for the number of units.
+        """
         units = self.units
         if self.is_class:
             top, bottom = y * (y.argmax(1) == self.chosen(guess))[:, None], y
@@ -90,7 +96,7 @@ class ProbeScore:
         with np.errstate(invalid="ignore", divide="ignore"):
             share = (draws @ tops) / (draws @ bottoms)
         values = np.nanmean(share, axis=1) if self.is_class else 1 - share.mean(1)
-        return percentile_interval(values)
+        return percentile_interval(values, n_units=units.n)
 
     def per_output(
         self, y: NDArray[np.float64], guess: NDArray[np.float64], outputs: Sequence[str]
