@@ -127,9 +127,8 @@ class AssociationResult:
     def verdict(self) -> str:
         """Return in one sentence what the groups follow, and from which layer on."""
         by_layer = [(layer.site, layer.follows) for layer in self.layers]
-        if all(what == "cannot say" for _, what in by_layer):
-            first = self.layers[0]
-            return f"cannot say what the groups follow: {first.truth.reason or first.undecided}"
+        if all(layer.truth.value is None for layer in self.layers):
+            return f"cannot say: {self.layers[0].truth.reason}"
         found = [(site, what) for site, what in by_layer if what in ("truth", "answer", "both")]
         unclear = next((layer.undecided for layer in self.layers if layer.undecided), "")
         if not found and unclear:
