@@ -144,14 +144,15 @@ def test_debug_without_answers_or_with_one_value_says_so(run_path, capsys):
 
 
 def test_probe_reads_numbers_and_classes_and_the_future(run_path, capsys):
-    words = ["probe", str(run_path), "--site", "vision.1", "--permutations", "19", "-q"]
+    words = ["probe", str(run_path), "--permutations", "19", "-q", "--site", "vision.1"]
     facts = facts_of([*words, "--target", "x"], capsys)
     (layer,) = facts["layers"]
     assert layer["test"]["controls"]["mean predictor"] == 0 and layer["train"] > layer["test"]["value"]
     assert main([*words, "--target", "colour"]) == 0
     text = capsys.readouterr().out
     assert "balanced accuracy" in text and "raw pixels" in text and "on those fitted" in text
-    ahead = facts_of([*words, "--ahead", "1", "30"], capsys)
+    ahead = facts_of([*words, "language.1", "--ahead", "1", "30"], capsys)
+    assert ahead["state_site"] == "vision.1" and [one["site"] for one in ahead["layers"]] == ["language.1"]
     one, thirty = ahead["layers"][0]["horizons"]
     assert one["controls"]["shuffled time"] < 1 and thirty["value"] is None and "0 pairs" in thirty["reason"]
     assert {"colour", "x"} <= {f.title for f in kept(run_path, "probe")}
@@ -259,3 +260,17 @@ def test_a_run_that_is_not_there(tmp_path, capsys):
     for verb in ("trace", "debug", "probe", "temporal", "semantics"):
         extra = {"debug": ["--label", "a"], "probe": ["--target", "a"]}.get(verb, [])
         assert "nowhere' does not exist" in complaint([verb, str(tmp_path / "nowhere"), *extra, "-q"], capsys)
+
+
+@pytest.mark.parametrize("verb", ["trace", "debug", "probe", "semantics", "concepts", "temporal", "eval"])
+@pytest.mark.parametrize("number", ["0", "3"])
+def test_too_few_shuffles_are_refused_at_once(verb, number, run_path, capsys):
+    extra = {"debug": ["--label", "colour"], "probe": ["--target", "colour"]}.get(verb, [])
+    words = [verb, str(run_path), *extra, "--permutations", number, "-q"]
+    assert f"got {number} shuffles; need at least 19" in complaint(words, capsys)
+
+
+def test_a_layer_is_not_asked_what_it_adds_to_itself(run_path, capsys):
+    words = ["probe", str(run_path), "--ahead", "1", "-q"]
+    assert "'vision.1' is the only layer" in complaint([*words, "--site", "vision.1"], capsys)
+    assert "leave --random out" in complaint([*words, "--random", str(run_path)], capsys)

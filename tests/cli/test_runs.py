@@ -53,7 +53,9 @@ def test_a_run_made_in_python_is_mended_there(captured, capsys):  # noqa: F811
     assert "--resume" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"capture": {"batch_size": "x"}}', '{"capture": {"sites": []}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", "{}", '{"capture": {"batch_size": "x"}}', '{"capture": {"sites": []}}']
+)
 def test_settings_of_no_run_are_refused(clip, photos, tmp_path, capsys, text):  # noqa: F811
     path = tmp_path / "config.json"
     path.write_text(text)

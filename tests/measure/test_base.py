@@ -14,6 +14,8 @@ from vlascope.measure.crossfit import (
     Question,
     _null_accuracies,
     balanced_accuracy,
+    read_classes,
+    reading_loss,
     separability,
     unit_folds,
 )
@@ -22,6 +24,7 @@ from vlascope.measure.multiple import benjamini_hochberg
 from vlascope.measure.resample import (
     bootstrap_interval,
     bootstrap_mean,
+    n_unchanged,
     percentile_interval,
     permutation_test,
     run_units,
@@ -29,7 +32,7 @@ from vlascope.measure.resample import (
     shuffled,
     units_of,
 )
-from vlascope.measure.result import TABLE_HEAD, Result, adjusted, cannot_say, table
+from vlascope.measure.result import TABLE_HEAD, Result, adjusted, cannot_say, table, undecided
 from vlascope.measure.scores import ari, contingency, nmi, silhouette
 from vlascope.sim import wilson_interval
 from vlascope.spectral import cka
@@ -299,3 +302,49 @@ def test_cka_of_few_groups_reaches_as_far_as_students_t():
 def test_ends_say_where_units_are_too_few():
     one = Result(name="x", value=0.5, unit="", n=30, over="episode", n_units=3)
     assert one.row()[2] == "too few episodes" and "too few episodes" in one.line()
+
+
+def test_a_test_that_could_find_nothing_says_so():
+    """The verdict was negative although no p that the shuffles can give would have been small enough."""
+    rng = np.random.default_rng(0)
+    codes = np.array([0, 0, 0, 1, 1, 1])
+    x = np.c_[9 * codes, 0.1 * rng.normal(size=6)]
+    six = separability(x, Question("c", codes, ("a", "b"), units_of(range(6))), name="x")
+    assert six.value == 1 and not six.found
+    assert six.reach is not None and six.reach.least == pytest.approx(0.1, abs=0.04), (
+        "2 of 20 ways to deal 3 of 6"
+    )
+    assert "too few items: 6 can be exchanged in so few ways" in six.undecided and "cannot say" in six.line()
+    wide = np.repeat(codes, 4)
+    more = Question("c", wide, ("a", "b"), units_of(range(24)))
+    assert separability(np.c_[9 * wide, rng.normal(size=24)], more, name="x").found
+    test = permutation_test(lambda y: float(y[0]), wide[::-1], units_of(range(24)), n_permutations=19)
+    one = Result(name="0", value=1.0, unit="", n=24, n_units=24, p=0.05, reach=test.reach)
+    null = [
+        Result(name=str(i), value=0.0, unit="", n=24, n_units=24, p=0.5, reach=test.reach) for i in range(6)
+    ]
+    family = adjusted([one, *null])
+    assert "p cannot fall below 0.05, and 7 questions are asked at once; take 139" in undecided(family)
+    assert undecided([one]) == "" and one.found, "alone, 19 shuffles do"
+    assert not undecided(adjusted([one] * 7)), "and where all are found"
+
+
+def test_shuffles_that_only_rename_change_nothing():
+    codes = np.array([0, 0, 1, 2])
+    others = [np.array(o) for o in ([0, 0, 1, 2], [2, 2, 0, 1], [0, 1, 0, 2], [1, 1, 2, 0])]
+    assert n_unchanged(codes, others) == 3
+    numbers = np.array([[1.0], [2.0], [3.0]])
+    assert n_unchanged(numbers, [numbers, numbers[::-1]]) == 1
+
+
+def test_the_loss_of_a_layer_is_paired():
+    rng = np.random.default_rng(1)
+    codes = np.arange(60) % 2
+    question = Question("c", codes, ("a", "b"), units_of(range(60)))
+    good, bad = np.c_[9 * codes, rng.normal(size=60)], rng.normal(size=(60, 2))
+    one, same, none = (read_classes(x, question, name="x", n_permutations=19) for x in (good, good, bad))
+    assert reading_loss(one, same) == (0, 0)
+    ends = reading_loss(one, none, n_compared=21)
+    assert ends is not None and 0 < ends[0] < 0.5 < ends[1]
+    fewer = Question("c", codes[:40], ("a", "b"), units_of(range(40)))
+    assert reading_loss(one, read_classes(bad[:40], fewer, name="x", n_permutations=19)) is None

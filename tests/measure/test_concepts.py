@@ -8,7 +8,14 @@ import pytest
 from vlascope.errors import InputError
 from vlascope.measure import rank_words
 from vlascope.measure.captions import Vocabulary, caption_words, vocabulary
-from vlascope.measure.concepts import _precision, _Ranking, _scores, _unit, expected_precision
+from vlascope.measure.concepts import (
+    _precision,
+    _Ranking,
+    _scores,
+    _unit,
+    adjusted_concepts,
+    expected_precision,
+)
 from vlascope.measure.resample import units_of
 
 
@@ -162,3 +169,35 @@ def test_captions_are_tagged_and_lemmatised():
     assert both.has[:, both.words.index("dog")].tolist() == [True, False, False]
     with pytest.raises(InputError, match="no item has a caption"):
         vocabulary([[], [" "]])
+
+
+def test_one_word_of_two_hundred_is_found():
+    """With 199 shuffles its p could not be below 1/200, and below 1 after the correction."""
+    rng = np.random.default_rng(5)
+    has = rng.random((150, 200)) < 0.15
+    x = rng.normal(size=(150, 6))
+    x[:, 0] += 9 * has[:, 0]
+    found = rank_words(x, words(has), units_of(range(150)), n_draws=2)
+    assert found.words[0].found and found.words[0].details["shuffles"] == 3999
+    assert not any(one.undecided for one in found.words), "the others could have been found as well"
+    assert sum(one.found for one in found.words[1:]) <= 1
+
+
+def test_words_of_all_layers_are_one_family():
+    """The best layer was chosen among all, but its words were corrected among themselves."""
+    rng = np.random.default_rng(0)
+    n_found = 0
+    for seed in range(20):
+        has = rng.random((40, 4)) < 0.3
+        has[:2] = True
+        layers = [
+            rank_words(
+                rng.normal(size=(40, 3)), words(has), units_of(range(40)),
+                site=str(i), n_permutations=299, n_draws=2, seed=seed,
+            )
+            for i in range(9)
+        ]  # fmt: skip
+        both = adjusted_concepts(layers)
+        assert {one.reach.family for layer in both for one in layer.words if one.reach} == {36}
+        n_found += any(one.found for layer in both for one in layer.words)
+    assert n_found <= 4, f"{n_found} of 20 null runs"

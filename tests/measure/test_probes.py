@@ -11,7 +11,7 @@ from tests.measure.planted import PlantedRun, grid
 from vlascope.errors import InputError
 from vlascope.measure import region_probe
 from vlascope.measure.crossfit import unit_folds
-from vlascope.measure.probes import PROBE_HEAD, probe, probe_arrays
+from vlascope.measure.probes import PROBE_HEAD, adjusted_probes, probe, probe_arrays
 from vlascope.measure.region_probe import probe_regions
 from vlascope.measure.resample import units_of
 from vlascope.measure.ridge import PENALTIES, FoldedRidge, HeldOutRidge, reduce_channels
@@ -298,3 +298,52 @@ def test_the_camera_pose_is_its_place_and_where_it_looks():
     np.testing.assert_array_equal(values, [[0, 0, 0, 0, 0, -1], [3, 5, 7, 0, 0, 1]])
     assert names == tuple(f"pose.{j}" for j in range(6))
     np.testing.assert_array_equal(item_numbers(run, ["pose.1"])[1], [[0], [5]])  # type: ignore[arg-type]
+
+
+def test_a_choice_within_units_exchanges_classes_there():
+    """Classes of other units, which may not be chosen, made every shuffle miss: 200 of 200 null runs were found."""
+    false = 0
+    for seed in range(30):
+        run = questions(bound=False, seed=seed, n=10)
+        asked = probe(
+            run, site="s", target="colour", tokens="text", choices="unit", n_permutations=19, seed=seed
+        )
+        assert "exchanged labels" in asked.test.controls
+        false += asked.test.found
+    assert false <= 5, f"{false} of 30 null runs"
+    with pytest.raises(InputError, match="only 'names'"):
+        probe(run, site="s", target="colour", tokens="text", choices="unit", scheme="series")
+
+
+def test_a_probe_that_could_not_be_found_says_so():
+    codes = np.array([0, 1, 0, 1, 0])
+    found = probe_arrays(
+        np.c_[9.0 * codes, codes], np.eye(2)[codes], units_of(range(5)), outputs=("a", "b"), is_class=True
+    )
+    assert found.test.value == 1 and "cannot say (too few items: 5" in found.verdict()
+    rng = np.random.default_rng(0)
+    codes = np.arange(60) % 2
+    x = [np.c_[9.0 * codes, codes], *(rng.normal(size=(60, 2)) for _ in range(6))]
+    layers = [
+        probe_arrays(
+            one, np.eye(2)[codes], units_of(range(60)), outputs=("a", "b"), is_class=True, n_permutations=19
+        )
+        for one in x
+    ]
+    assert "cannot say (too few shuffles: with 19" in adjusted_probes(layers)[0].verdict()
+    assert "is readable" in layers[0].verdict()
+
+
+def test_the_interval_of_few_episodes_is_wider():
+    """With percentiles alone it held the mean score of such probes in 70 of 100 cases at 12 episodes."""
+    values, ends = [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        units = units_of(np.repeat(np.arange(12), 4), over="episode")
+        z = rng.normal(size=(12, 2))[units.ids] + 0.5 * rng.normal(size=(48, 2))
+        x = z @ np.random.default_rng(7).normal(size=(2, 6)) + rng.normal(size=(12, 6))[units.ids]
+        found = probe_arrays(x, z, units, outputs=("a", "b"), n_permutations=19, seed=seed).test
+        values.append(found.value)
+        ends.append(found.interval)
+    held = np.mean([low <= np.mean(values) <= high for low, high in ends])
+    assert held >= 0.7, held

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vlascope.errors import InputError
-from vlascope.measure.world_model import world_model, world_model_arrays
+from vlascope.measure.multiple import benjamini_hochberg
+from vlascope.measure.world_model import adjusted_world_models, world_model, world_model_arrays
 
 N_EPISODES, LENGTH = 12, 13
 
@@ -59,3 +60,31 @@ def test_what_cannot_be_said():
     assert one.verdict().startswith("cannot say"), "episodes of one frame have no future"
     with pytest.raises(InputError, match="at least 1"):
         world_model(None, site="a", state_site="b", horizons=(0,))  # type: ignore[arg-type]
+
+
+def test_the_present_state_itself_adds_nothing():
+    """Rotated in time it costs accuracy, so that it beats every shuffle: the interval must lie above 0 as well."""
+    told = better = 0
+    episode, step = np.repeat(np.arange(30), 20), np.tile(np.arange(20), 30)
+    for trial in range(12):
+        e = np.random.default_rng(trial).normal(size=(600, 12))
+        found = world_model_arrays(e, e, None, episode, step, horizons=(1,), n_permutations=19, seed=trial)
+        better += found.results[0].found and (found.results[0].value or 0) > 0
+        told += "adds to what" in found.verdict()
+    assert better >= 5 and told <= 1, (better, told)
+
+
+def test_layers_and_horizons_are_one_family():
+    rng, episode, step, pushes, e = frames(1)
+    noise = [rng.normal(size=(len(e), 3)) for _ in range(2)]
+    layers = [
+        world_model_arrays(h, e, None, episode, step, site=str(i), horizons=(1, 3), n_permutations=19)
+        for i, h in enumerate([np.roll(pushes, -1, axis=0), *noise])
+    ]
+    both = adjusted_world_models(layers)
+    families = {one.reach.family for layer in both for one in layer.results if one.reach}
+    assert families == {6}, "three layers, two horizons"
+    p = [one.p for layer in layers for one in layer.results]
+    np.testing.assert_allclose(
+        [one.p_adjusted for layer in both for one in layer.results], benjamini_hochberg(p)
+    )

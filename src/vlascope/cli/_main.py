@@ -336,6 +336,10 @@ def _run(prog: str, verb: Verb, words: list[str]) -> int:
             description=f"{(module.Args.__doc__ or '').strip()}{example}",
             config=(tyro.conf.FlagCreatePairsOff,),
         )
+        if (n_shuffles := getattr(args, "permutations", None)) is not None:
+            from ..measure.multiple import enough_shuffles
+
+            enough_shuffles(n_shuffles)
         COMMAND.set((*prog.split(), *words))
         _set_up_logs(quiet=args.quiet)
         watch(not args.quiet)

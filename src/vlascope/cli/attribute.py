@@ -81,14 +81,17 @@ def run(args: Args) -> int:
 
 def _finding(args: Args, results: Sequence[Result]) -> Finding:
     from ..measure import Finding, Row
+    from ..measure.result import undecided
 
     asked = [f"groups of {args.site}"] if args.site is not None else []
     asked += [f"action {args.dof or 'of the first degree of freedom'}"] if args.dof or not args.site else []
     told = [one.name for one in results if one.found]
+    unclear = undecided(results)
+    verdict = f"cannot say: {unclear}" if unclear else "nothing stands out from chance"
     return Finding(
         measure="attribute",
         title=", ".join(asked),
-        verdict=f"beyond chance: {', '.join(told)}" if told else "nothing stands out from chance",
+        verdict=f"beyond chance: {', '.join(told)}" if told else verdict,
         rows=tuple(
             Row(site=args.site or "" if one.name.startswith("group ") else "projector", result=one)
             for one in results

@@ -33,7 +33,7 @@ class Args(Common):
     random: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """run of the same items by the model with random weights, as a control"""
     permutations: int = 199
-    """shuffles behind each p-value"""
+    """shuffles of the captions; words that stand out get as many more as it takes to tell them from so many others"""
     seed: int = 0
     """seed of everything random"""
 

@@ -27,7 +27,7 @@ class Args(Common):
     ahead: Annotated[tuple[int, ...], arg(metavar="STEPS...", help_behavior_hint="")] = ()
     """world model instead: how many steps ahead, such as 1 3 10 30"""
     state_site: OptionalText = None
-    """layer whose pooled tokens are the state for --ahead (default: the first of the sites)"""
+    """layer whose pooled tokens are the state for --ahead (default: the first of the sites); it is not asked itself"""
     site: Annotated[tuple[str, ...], arg(metavar="SITE...", help_behavior_hint="")] = ()
     """layers, as patterns (default: after every block)"""
     model: Literal["ridge", "mlp"] = "ridge"
@@ -44,7 +44,7 @@ class Args(Common):
     random: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """run of the same items by the model with random weights, as a control"""
     permutations: OptionalInt = None
-    """shuffles behind each p-value (default: 99; with mlp 19; with --ahead 39)"""
+    """shuffles behind each p-value (default: 299; with mlp 19; with --ahead 99)"""
     seed: int = 0
     """seed of everything random"""
 
@@ -57,7 +57,7 @@ def run(args: Args) -> int:
     from ..measure.probes import PROBE_HEAD, adjusted_probes, probe, probe_finding
     from ..measure.region_probe import probe_regions
     from ..measure.result import TABLE_HEAD
-    from ..measure.world_model import world_model
+    from ..measure.world_model import adjusted_world_models, world_model
     from ..progress import watched
     from ..runs import Run
 
@@ -68,27 +68,45 @@ def run(args: Args) -> int:
         )
     if args.within and not args.target:
         raise InputError("--within needs --target, a label that differs between the items of one episode.")
+    if args.random and args.ahead:
+        raise InputError("--ahead has no control of random weights; leave --random out.")
     captured = Run.open(args.run)
     sites = api.run_sites(captured, args.site or None)
+    if args.ahead:
+        state_site = args.state_site or sites[0]
+        # Beside itself a layer can add nothing.
+        sites = tuple(site for site in sites if site != state_site)
+        if not sites:
+            raise InputError(
+                f"'{state_site}' is the only layer, and the state that it is compared with; name another by --site, or "
+                "the state by --state-site."
+            )
+        say(args, f"the state is '{state_site}': every other layer is asked what it adds")
     say(args, f"probing {len(sites)} layers of {captured.n_items} items")
     if args.ahead:
         found = [
             world_model(
                 captured,
                 site=site,
-                state_site=args.state_site or sites[0],
+                state_site=state_site,
                 horizons=args.ahead,
                 tokens=args.tokens,
-                n_permutations=args.permutations or 39,
+                n_permutations=args.permutations or 99,
                 seed=args.seed,
             )
             for site in watched(sites, desc="layers", unit="layer")
         ]
+        found = adjusted_world_models(found)
         text = "\n\n".join(
             f"{one.site}\n{table(one.table(), head=TABLE_HEAD)}\n{one.verdict()}" for one in found
         )
         kept = [str(keep(captured, one.finding())) for one in found]
-        facts = {"run": str(captured.path), "layers": [one.to_json() for one in found], "findings": kept}
+        facts = {
+            "run": str(captured.path),
+            "state_site": state_site,
+            "layers": [one.to_json() for one in found],
+            "findings": kept,
+        }
         give(args, facts, text=text)
         return OK
     random_run = Run.open(args.random) if args.random else None

@@ -33,7 +33,7 @@ class Args(Common):
     """runs of the same items by other models or checkpoints, side by side"""
     color: Literal["tsne", "umap", "mspace", "pca"] = "tsne"
     """how the eigenvectors become the colours of the strip"""
-    permutations: int = 199
+    permutations: int = 499
     """shuffles behind each p-value"""
     seed: int = 0
     """seed of everything random"""

@@ -18,12 +18,13 @@ from .pooling import TokenChoice, image_pixels, pool_items
 from .resample import (
     Units,
     bootstrap_weights,
+    n_unchanged,
     percentile_interval,
     run_units,
     shuffled,
     summarise_null,
 )
-from .result import Result, adjusted, cannot_say, number_text, plain_json
+from .result import Result, adjusted, cannot_say, number_text, plain_json, undecided
 from .scores import contingency, nmi_of_table, nmi_of_tables
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ class LayerAssociation:
     difference: Result | None
 
     @property
+    def undecided(self) -> str:
+        """Why finding neither is no answer; "" where it is one, or where something was found."""
+        return undecided([one for one in (self.truth, self.answer) if one is not None])
+
+    @property
     def follows(self) -> str:
         """One of "truth", "answer", "both", "neither", "cannot say"."""
         if self.truth.value is None:
@@ -79,7 +85,7 @@ class LayerAssociation:
             if one is not None and one.found
         }
         if not told:
-            return "neither"
+            return "cannot say" if self.undecided else "neither"
         if self.answer is None:
             return "truth"
         if self.difference is not None and self.difference.interval is not None:
@@ -121,9 +127,12 @@ class AssociationResult:
     def verdict(self) -> str:
         """Return in one sentence what the groups follow, and from which layer on."""
         by_layer = [(layer.site, layer.follows) for layer in self.layers]
-        if all(what == "cannot say" for _, what in by_layer):
+        if all(layer.truth.value is None for layer in self.layers):
             return f"cannot say: {self.layers[0].truth.reason}"
         found = [(site, what) for site, what in by_layer if what in ("truth", "answer", "both")]
+        unclear = next((layer.undecided for layer in self.layers if layer.undecided), "")
+        if not found and unclear:
+            return f"cannot say what the groups follow: {unclear}"
         if not found:
             what = f"neither '{self.label}' nor the answers" if self.answers else f"'{self.label}' not"
             return f"the groups follow {what} at any of {len(by_layer)} layers"
@@ -370,10 +379,9 @@ def _associate(
         return cannot_say(name, reason, unit="NMI", n=n, over=units.over)
     value = nmi_of_table(contingency(groups, codes))
     rng = np.random.default_rng([seed, 3])
-    null = np.array(
-        [nmi_of_table(contingency(groups, shuffled(codes, units, rng=rng))) for _ in range(n_permutations)]
-    )
-    test = summarise_null(value, null)
+    others = [shuffled(codes, units, rng=rng) for _ in range(n_permutations)]
+    null = np.array([nmi_of_table(contingency(groups, other)) for other in others])
+    test = summarise_null(value, null, n_same=n_unchanged(codes, others))
     draws, chance = _above_chance(groups, codes, units, seed=seed)
     interval = percentile_interval(chance + (1 - chance) * draws, n_units=units.n, bounds=(0, 1))
     return Result(
@@ -386,6 +394,7 @@ def _associate(
         interval=interval,
         controls={"shuffled labels": test.null_mean},
         p=test.p,
+        reach=test.reach,
         details={
             "shuffles": n_permutations,
             "adjusted for chance": (value - chance) / max(1 - chance, 1e-12),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,10 +11,12 @@ from ..errors import InputError
 from ..spectral.gradients import Attribution, attribute_channels
 from ..spectral.kway import kway
 from ..spectral.nystrom import NystromNCut
+from .multiple import ALPHA
 from .resample import Units, bootstrap_weights, percentile_interval, summarise_null
 from .result import Result, adjusted, cannot_say
 
 N_RANDOM = 39
+"""Random sets of channels at least; by default 20 per group, so that one group can be told from the chance of all."""
 MIN_TOKENS = 3
 DENSITY = 0.2
 """Mean affinity at which gradients are taken: at the density of a cut (0.05) groups far apart have none left."""
@@ -23,7 +27,7 @@ def cluster_channels(
     labels: NDArray[np.integer],
     *,
     n_remove: int | None = None,
-    n_random: int = N_RANDOM,
+    n_random: int | None = None,
     density: float = DENSITY,
     units: Units | None = None,
     seed: int = 0,
@@ -38,7 +42,7 @@ def cluster_channels(
         features_nd: [n, d], n <= 3000.
         labels: int [n], groups of a cut; negative means none.
         n_remove: Channels to remove; None takes a tenth of them, at least one.
-        n_random: Random sets of channels, at least 19.
+        n_random: Random sets of channels, at least 19; None takes 20 per group, and at least 39.
         density: Mean affinity of the graph whose gradients are taken.
         units: The item (or episode) of each token, resampled whole for the interval; None gives no interval.
         seed: Seeds the cuts, the random sets and the bootstrap.
@@ -58,6 +62,8 @@ def cluster_channels(
         raise InputError(f"got features {x.shape} and labels {labels.shape}; need [n, d] and [n].")
     width = x.shape[1]
     n_remove = max(1, width // 10) if n_remove is None else n_remove
+    if n_random is None:
+        n_random = max(N_RANDOM, math.ceil(len(np.unique(labels[labels >= 0])) / ALPHA) - 1)
     if not 1 <= n_remove < width or n_random < 19:
         raise InputError(
             f"got n_remove={n_remove} of {width} channels, n_random={n_random}; need 1..{width - 1} and at least 19."
@@ -97,6 +103,7 @@ def cluster_channels(
                 n_units=n_units,
                 interval=None if units is None else _interval(inside, after, units, seed=seed),
                 p=test.p,
+                reach=test.reach,
                 controls={"random channels": test.null_mean, "none removed": 1 - _best_iou(inside, before)},
                 details={"channels": top.tolist(), "n_remove": n_remove, "random_sets": n_random},
             )  # fmt: skip

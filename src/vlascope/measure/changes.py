@@ -170,7 +170,7 @@ def agreement(
     return Result(
         name=name, value=test.value, unit=unit, n=len(has), over="episode", n_units=len(has),
         interval=share_interval(np.array(hits), units), controls={"changes rotated in time": test.null_mean},
-        p=test.p, details={
+        p=test.p, reach=test.reach, details={
             "changes_per_episode": float(np.mean(counts)),
             "share_of_changes_near": float(np.mean(near)) if near else None,
             "tolerance_frames": tolerance,

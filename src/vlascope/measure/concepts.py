@@ -13,9 +13,18 @@ from ..errors import InputError
 from .captions import Vocabulary, WordKind, run_captions, vocabulary
 from .controls import check_random
 from .findings import Finding, Row, layer_series
+from .multiple import ALPHA, Reach
 from .pooling import TokenChoice, image_pixels, pool_items
-from .resample import Units, bootstrap_weights, percentile_interval, run_units, shuffled, summarise_null
-from .result import Result, adjusted, cannot_say, number_text, plain_json
+from .resample import (
+    Permutation,
+    Units,
+    bootstrap_weights,
+    percentile_interval,
+    run_units,
+    shuffled,
+    summarise_null,
+)
+from .result import Result, adjusted, cannot_say, number_text, plain_json, undecided
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -25,6 +34,12 @@ N_SHUFFLES = 199
 N_DRAWS = 200
 MAX_NULL_ITEMS = 2_000
 """Images among which captions are shuffled; more are sampled."""
+
+SPARE = 4
+"""Words that stand out are shuffled so many times more often than would do if all of them were found."""
+
+SHUFFLED_COLUMNS = 200
+"""Words times shuffles that are ranked at once."""
 
 MIN_ITEMS = 5
 """Fewer images than folds cannot be both in a template and in a ranking."""
@@ -57,6 +72,8 @@ class ConceptResult:
         known = [w for w in self.words if w.value is not None]
         if not known:
             return f"cannot say: {self.means['all'].reason}"
+        if unclear := undecided(known):
+            return f"cannot say which words {self.site} finds: {unclear}"
         found = [w for w in known if w.found]
         text = f"{self.site} finds {len(found)} of {len(known)} words better than shuffled captions"
         parts = [
@@ -135,10 +152,22 @@ def concepts_finding(
 
 
 def adjusted_concepts(layers: Iterable[ConceptResult]) -> list[ConceptResult]:
-    """Return several layers with the p-values of their means corrected together (Benjamini-Hochberg)."""
+    """Return several layers with their p-values corrected together (Benjamini-Hochberg).
+
+    The means are one family, and all words of all layers another: the best layer is chosen among them, so that a word
+    found in it was looked for in every layer.
+    """
     layers = list(layers)
-    flat = iter(adjusted([one for layer in layers for one in layer.means.values()]))
-    return [replace(layer, means={kind: next(flat) for kind in layer.means}) for layer in layers]
+    means = iter(adjusted([one for layer in layers for one in layer.means.values()]))
+    words = iter(adjusted([one for layer in layers for one in layer.words]))
+    return [
+        replace(
+            layer,
+            means={kind: next(means) for kind in layer.means},
+            words=tuple(next(words) for _ in layer.words),
+        )
+        for layer in layers
+    ]
 
 
 def concepts(
@@ -165,7 +194,7 @@ def concepts(
         max_words: The commonest so many; None takes all.
         center: Subtract the mean of all images first (see `rank_words`).
         random_run: The same items captured with random weights.
-        n_permutations: Shuffles.
+        n_permutations: Shuffles of all words, see `rank_words`.
         seed: Seeds folds, shuffles and bootstrap.
 
     Raises:
@@ -229,7 +258,8 @@ def rank_words(
             direction that all images share hides the rest.
         n_folds: Folds.
         n_permutations: Shuffles of captions between images behind each p-value, templates made anew each time (of
-            more than 2,000 images as many are sampled for this).
+            more than 2,000 images as many are sampled for this). Words whose p is at most 5 % after these get more, up
+            to 20 per word asked about, so that a single one can be told from so many.
         n_draws: Bootstrap draws.
         seed: Seeds all.
 
@@ -271,7 +301,7 @@ def rank_words(
     drawn = np.stack([ranking.precision(weights=w) for w in weights])
     # Repeated images stand next to each other in a ranking and lift every draw alike: take the lift out.
     drawn = drawn - _known_mean(drawn, 0) + value
-    seen, null = _null(_unit(x, center=center), words.has, fold_of, units, n=n_permutations, rng=rng)
+    seen, null, tests = _null(_unit(x, center=center), words.has, fold_of, units, n=n_permutations, rng=rng)
     others: dict[str, NDArray[np.float64]] = {}
     for name, other in (controls or {}).items():
         scores = _scores(_unit(np.asarray(other, np.float32), center=center), words.has, fold_of)
@@ -282,7 +312,7 @@ def rank_words(
     shared: dict[str, Any] = {"unit": "AP", "n": n, "over": units.over, "n_units": units.n}
     out: list[Result] = []
     for j, (word, kind) in enumerate(zip(words.words, words.kinds, strict=True)):
-        details = {"kind": kind, "images": int(counts[j])}
+        details = {"kind": kind, "images": int(counts[j]), "shuffles": tests[j].n_permutations}
         if not np.isfinite(value[j]):
             out.append(
                 replace(
@@ -291,7 +321,7 @@ def rank_words(
                 )
             )
             continue
-        test = summarise_null(float(seen[j]), null[:, j])
+        test = tests[j]
         told = {"chance": float(chance[j]), "shuffled captions": test.null_mean}
         told |= {name: float(v[j]) for name, v in others.items()}
         out.append(
@@ -301,6 +331,7 @@ def rank_words(
                 interval=percentile_interval(drawn[:, j], n_units=int(holders[j]), bounds=(0, 1)),
                 controls=told,
                 p=test.p,
+                reach=test.reach,
                 details=details,
                 **shared,
             )
@@ -354,8 +385,15 @@ def _null(
     *,
     n: int,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the precision of each word [w] and under shuffled captions [n, w], templates made anew each time.
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Permutation]]:
+    """Return the precision of each word [w], the same under shuffled captions [n, w], and the test of each word.
+
+    Templates are made anew for each shuffle.
+
+    With many words p must be small to be found, and so the shuffles many. All words are shuffled n times; those with
+    p <= 5 % then up to 20 w times, as often as the least p needs if a quarter of those that no shuffle reached are
+    real. Which these are does not depend on what further shuffles say, so that p stays valid: no word gets a smaller
+    one than from one of the two numbers of shuffles fixed beforehand.
 
     Shuffling only the held-out captions would be quicker but wrong: two folds see each other's captions in their
     templates, so that their precisions rise and fall together.
@@ -366,11 +404,32 @@ def _null(
     rows = np.arange(len(unit))
     seen = _precision(_scores(unit, has, fold_of), has, fold_of)
     scheme = "rows" if units.n == len(unit) else "series"
-    null = []
-    for _ in range(n):
-        other = has[shuffled(rows, units, scheme=scheme, rng=rng)]
-        null.append(_precision(_scores(unit, other, fold_of), other, fold_of))
-    return seen, np.stack(null)
+
+    def null_of(some: NDArray[np.int64], n_shuffles: int) -> NDArray[np.float64]:
+        out, step = [], max(1, SHUFFLED_COLUMNS // len(some))
+        for start in range(0, n_shuffles, step):
+            orders = [
+                shuffled(rows, units, scheme=scheme, rng=rng) for _ in range(min(step, n_shuffles - start))
+            ]
+            other = np.concatenate([has[order][:, some] for order in orders], axis=1)
+            out.append(_precision(_scores(unit, other, fold_of), other, fold_of).reshape(-1, len(some)))
+        return np.concatenate(out)
+
+    null = null_of(np.arange(has.shape[1]), n)
+    tests = [summarise_null(float(value), null[:, j]) for j, value in enumerate(seen)]
+    p = np.array([one.p for one in tests])
+    n_first = max(1, int((p <= 1 / (1 + n)).sum()))
+    needed = round(has.shape[1] / ALPHA)  # for one word that stands out alone
+    n_all = min(needed, SPARE * needed // n_first) - 1
+    if n_all <= n:
+        return seen, null, tests
+    standing = np.flatnonzero((p <= ALPHA + 1e-9) & np.isfinite(seen))
+    more = null_of(standing, n_all - n) if len(standing) else null[:0, :0]
+    for at, j in enumerate(standing):
+        tests[j] = summarise_null(float(seen[j]), np.concatenate([null[:, j], more[:, at]]))
+    # A word that did not stand out could have got as many shuffles as those that did.
+    reach = Reach(least=1 / (1 + n_all), n_shuffles=n_all, adjusted=1 / (1 + n_all))
+    return seen, null, [replace(one, reach=reach) for one in tests]
 
 
 def _precision(
@@ -484,6 +543,7 @@ def _mean_over(
         ),
         controls=told,
         p=test.p,
+        reach=test.reach,
         details={"words": int(chosen.sum())},
         **{**shared, "unit": "mAP"},
     )

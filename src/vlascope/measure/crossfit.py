@@ -13,6 +13,8 @@ from .resample import (
     N_PERMUTATIONS,
     Scheme,
     Units,
+    bootstrap_weights,
+    n_unchanged,
     share_interval,
     shuffled,
     summarise_null,
@@ -131,6 +133,23 @@ class Question:
     scheme: Scheme = "auto"
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How well classes were read, and which rows were: what two layers' readings are compared by.
+
+    Attributes:
+        result: The balanced accuracy with its controls.
+        codes: int64 [n], the class of each row that was read; empty where nothing can be said.
+        guess: int64 [n], what was read.
+        units: Unit of each row.
+    """
+
+    result: Result
+    codes: NDArray[np.int64]
+    guess: NDArray[np.int64]
+    units: Units
+
+
 def separability(
     features_nd: NDArray[np.floating],
     question: Question,
@@ -139,6 +158,18 @@ def separability(
     n_permutations: int = N_PERMUTATIONS,
     seed: int = 0,
 ) -> Result:
+    """Return the result of `read_classes`."""
+    return read_classes(features_nd, question, name=name, n_permutations=n_permutations, seed=seed).result
+
+
+def read_classes(
+    features_nd: NDArray[np.floating],
+    question: Question,
+    *,
+    name: str,
+    n_permutations: int = N_PERMUTATIONS,
+    seed: int = 0,
+) -> Reading:
     """Return how well a linear reader of held-out units tells the classes apart.
 
     Balanced accuracy of ridge on class indicators, 5 folds of whole units; the p-value shuffles labels between
@@ -152,21 +183,26 @@ def separability(
         seed: Seeds folds, shuffles and bootstrap.
 
     Returns:
-        The result; "cannot say" with fewer than 5 units, with one class, or for constant features.
+        The result, "cannot say" with fewer than 5 units, with one class, or for constant features; and the guesses.
     """
     unit_text = "balanced accuracy"
     n = len(question.codes)
     units, codes = question.units, question.codes
     n_classes = len(question.names)
     over = units.over
-    if len(np.unique(codes)) < 2:
-        return cannot_say(name, "the label has a single class", unit=unit_text, n=n, over=over)
-    if units.n < MIN_UNITS:
-        reason = f"{units.n} independent {over}s; need at least {MIN_UNITS}"
-        return cannot_say(name, reason, unit=unit_text, n=n, over=over)
     x = np.asarray(features_nd)
-    if not np.ptp(x, axis=0).any():
-        return cannot_say(name, "constant features", unit=unit_text, n=n, over=over)
+    reason = ""
+    if len(np.unique(codes)) < 2:
+        reason = "the label has a single class"
+    elif units.n < MIN_UNITS:
+        reason = f"{units.n} independent {over}s; need at least {MIN_UNITS}"
+    elif not np.ptp(x, axis=0).any():
+        reason = "constant features"
+    if reason:
+        none = np.zeros(0, np.int64)
+        return Reading(
+            cannot_say(name, reason, unit=unit_text, n=n, over=over), none, none, Units(none, over)
+        )
     rows = np.arange(n)
     if n > MAX_ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(n, MAX_ROWS, replace=False))
@@ -176,8 +212,12 @@ def separability(
     value = balanced_accuracy(codes, guess, n_classes=n_classes)
     rng = np.random.default_rng([seed, 1])
     others = [shuffled(codes, units, scheme=question.scheme, rng=rng) for _ in range(n_permutations)]
-    test = summarise_null(value, _null_accuracies(fit, np.stack(others), n_classes=n_classes))
-    return Result(
+    test = summarise_null(
+        value,
+        _null_accuracies(fit, np.stack(others), n_classes=n_classes),
+        n_same=n_unchanged(codes, others),
+    )
+    result = Result(
         name=name,
         value=value,
         unit=unit_text,
@@ -187,8 +227,46 @@ def separability(
         interval=share_interval(codes == guess, units, strata=codes),
         controls={"chance": 1 / n_classes, "shuffled labels": test.null_mean},
         p=test.p,
+        reach=test.reach,
         details={"classes": list(question.names), "sampled": len(rows) / n, "shuffles": n_permutations},
     )
+    return Reading(result, codes, guess, units)
+
+
+def reading_loss(
+    before: Reading, after: Reading, *, n_compared: int = 1, seed: int = 0
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of what a later reading loses: balanced accuracy before minus after.
+
+    Units are resampled in pairs, the same ones for both, so that what both find hard cancels. A layer that is not
+    separable is not yet worse than one that is; one whose interval lies above 0 is. The interval is Student's with
+    the spread of the resamples: their percentiles end at 0 where the later layer misses a few units more and none
+    less, however few these are.
+
+    Args:
+        before: Reading of one layer.
+        after: Reading of another layer of the same rows.
+        n_compared: How many comparisons are made at once: the interval is widened for them (Bonferroni).
+        seed: Seeds the resampling.
+
+    Returns:
+        The interval; None where the rows differ or nothing was read.
+    """
+    same = np.array_equal(before.codes, after.codes) and np.array_equal(before.units.ids, after.units.ids)
+    if not same or not len(before.codes):
+        return None
+    n_classes = int(before.codes.max()) + 1
+    draws = [
+        _accuracy_draws(one.codes, one.guess, one.units, n_classes=n_classes, seed=seed)
+        for one in (before, after)
+    ]
+    from scipy.stats import t
+
+    n = before.units.n
+    first, last = (balanced_accuracy(one.codes, one.guess, n_classes=n_classes) for one in (before, after))
+    spread = float(np.nanstd(draws[0] - draws[1])) * np.sqrt(n / (n - 1))
+    reach = spread * float(t.ppf(1 - 0.025 / n_compared, n - 1))
+    return first - last - reach, first - last + reach
 
 
 def _null_accuracies(fit: CrossFit, codes_pn: NDArray[np.int64], *, n_classes: int) -> NDArray[np.float64]:
@@ -206,3 +284,16 @@ def _null_accuracies(fit: CrossFit, codes_pn: NDArray[np.int64], *, n_classes: i
         present = sizes[:, 0] > 0
         out[start : start + step] = (hits / np.maximum(sizes[:, 0], 1)).sum(1) / present.sum(1)
     return out
+
+
+def _accuracy_draws(
+    codes: NDArray[np.int64], guess: NDArray[np.int64], units: Units, *, n_classes: int, seed: int
+) -> NDArray[np.float64]:
+    """Return draws of `balanced_accuracy`, resampling whole units; classes that a draw lacks are left out."""
+    sizes, hits = np.zeros((units.n, n_classes)), np.zeros((units.n, n_classes))
+    np.add.at(sizes, (units.ids, codes), 1)
+    np.add.at(hits, (units.ids, codes), codes == guess)
+    draws = bootstrap_weights(units.n, seed=seed)
+    with np.errstate(invalid="ignore"):
+        shares = (draws @ hits) / (draws @ sizes)
+    return np.nanmean(shares, axis=1)

@@ -593,7 +593,7 @@ def _result(
     if units.n < MIN_SHUFFLED:  # too few to shuffle: no p-value, and so no verdict
         return one, draws
     test = cross.test(question, n_permutations=n_permutations, seed=seed)
-    return replace(one, p=test.p, controls={"shuffled images": test.null_mean}), draws
+    return replace(one, p=test.p, reach=test.reach, controls={"shuffled images": test.null_mean}), draws
 
 
 def _stack(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

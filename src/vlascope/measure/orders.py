@@ -119,6 +119,7 @@ def judge_orders(
                 interval=bootstrap_mean(table[:, row, 0], units, seed=seed),
                 controls={"random orders": float(table[:, row, 1:].mean())},
                 p=test.p,
+                reach=test.reach,
             )
         )
     return out

@@ -131,6 +131,7 @@ def compare_outcomes(
                 interval=_difference_interval(x[:, at, c], seen[:, at], success, seed=seed),
                 controls={"shuffled outcomes (absolute)": test.null_mean},
                 p=test.p,
+                reach=test.reach,
                 details={
                     "time": float(time[at]),
                     "time_is": f"frames from {event}" if event else "share of episode",
@@ -243,7 +244,7 @@ def early_warning(
     raised_in_success = np.mean([a is not None for a, won in zip(alarms, success, strict=True) if won])
     caught = Result(
         name="early warning", value=value, unit=unit, n=n_lost, over="episode", n_units=n_lost,
-        interval=share_interval(early[~success], units), p=test.p,
+        interval=share_interval(early[~success], units), p=test.p, reach=test.reach,
         controls={"false alarms in successes": float(raised_in_success), "shuffled outcomes": test.null_mean},
         details={"allowed_false_alarms": false_alarms, "successes": n_won},
     )  # fmt: skip

@@ -78,6 +78,12 @@ class ProbeScore:
     def interval(
         self, y: NDArray[np.float64], guess: NDArray[np.float64], *, seed: int
     ) -> tuple[float, float] | None:
+        """Return the 95 % interval of the score over other held-out units, read by these fits.
+
+        The predictions are fixed: units are resampled, the probe is not fitted again. So the interval says how far the
+        score depends on which units were tested, not how far it would move with other units to fit; with few units the
+        second is the larger. Percentiles are widened as Student's t for the number of units.
+        """
         units = self.units
         if self.is_class:
             codes = y.argmax(1)

@@ -17,7 +17,7 @@ from .labels import item_classes, item_numbers
 from .mlp import held_out_mlp
 from .pooling import TokenChoice, image_pixels, pool_items
 from .probe_scores import Choices, ProbeScore, classes_of_units
-from .resample import MIN_UNITS, Scheme, Units, run_units, summarise_null
+from .resample import MIN_UNITS, Scheme, Units, n_unchanged, run_units, summarise_null
 from .resample import shuffled as shuffle
 from .result import Result, adjusted, cannot_say, number_text, plain_json
 from .ridge import HeldOutRidge
@@ -29,8 +29,9 @@ ProbeModel = Literal["ridge", "mlp"]
 Predict = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 PROBE_HEAD = ("site", "target", "test", "train", "95 % interval", "n", "p (BH)", "controls")
-N_SHUFFLES: Mapping[ProbeModel, int] = {"ridge": 99, "mlp": 19}
-"""Shuffles behind a p-value where nobody says how many: as many as a minute allows."""
+N_SHUFFLES: Mapping[ProbeModel, int] = {"ridge": 299, "mlp": 19}
+"""Shuffles behind a p-value where nobody says how many: enough to find one layer of 15 by ridge; a network is slow, and
+one layer of many then needs more."""
 
 MEMORISED_GAP = 0.5
 """A probe that explains this much more of its training rows, or of rows held out at random, than of held-out units, and
@@ -73,7 +74,7 @@ class ProbeResult:
         if self.test.value is None or self.train is None:
             return False
         known = self.train if self.apart is None else max(self.train, self.apart)
-        return known - self.test.value >= MEMORISED_GAP and not self.test.found
+        return known - self.test.value >= MEMORISED_GAP and not self.test.found and not self.test.undecided
 
     def verdict(self) -> str:
         """Return in one sentence whether the target can be read."""
@@ -88,6 +89,8 @@ class ProbeResult:
             shared = "" if self.apart is None else f", {number_text(self.apart)} on rows held out at random"
             return f"{self.target} is memorised at {self.site}, not readable: {both}{shared}"
         p = self.test.p if self.test.p_adjusted is None else self.test.p_adjusted
+        if self.test.undecided:
+            return f"{self.target} at {self.site}: cannot say ({self.test.undecided}): {both}, p={p:.2g}"
         told = "readable" if self.test.found else "not readable"
         return f"{self.target} is {told} at {self.site}: {both}, p={p:.2g}"
 
@@ -192,10 +195,10 @@ def probe(
         split: What is held out as a whole: "auto" (episodes where there are any), "item", or a label ("scene").
         scheme: How the target is shuffled, see `resample.shuffled`. Where several questions are asked of one picture,
             "names" exchanges their answers: chance then holds what can be guessed from the picture alone.
-        choices: A class is chosen among "all", or among those of its "unit" (then units of one class are left out):
-            with `scheme="names"`, what all items of a unit share says nothing at all.
+        choices: A class is chosen among "all", or among those of its "unit": units of one class are left out then,
+            classes are exchanged within units (`scheme` "names"), and what all items of a unit share says nothing.
         random_run: The same items read by random weights: a control.
-        n_permutations: Shuffles of the target behind the p-value; default 99 (ridge), 19 (mlp).
+        n_permutations: Shuffles of the target behind the p-value; default 299 (ridge), 19 (mlp).
         seed: Seeds folds, shuffles and bootstrap.
 
     Raises:
@@ -279,13 +282,24 @@ def probe_arrays(
         is_class: Whether columns are class indicators.
         model: "ridge" or "mlp".
         scheme: How the target is shuffled, see `probe`.
-        choices: What a class is chosen among, see `probe`.
+        choices: What a class is chosen among, see `probe`; "unit" needs `scheme` "auto" or "names".
         controls: Further features that are probed in the same way.
         site: Name of the features.
         target: Name of the target.
         n_permutations: Shuffles.
         seed: Seeds folds, shuffles and bootstrap.
+
+    Raises:
+        InputError: another scheme than "names" for choices within units.
     """
+    if choices == "unit":
+        # A class from another unit would be one that may not be chosen: such shuffles always miss.
+        if scheme not in ("auto", "names"):
+            raise InputError(
+                f"got scheme='{scheme}' with choices='unit'; classes are chosen within units, so only 'names' "
+                "(which exchanges them there) is a fair control."
+            )
+        scheme = "names"
     y = np.asarray(y_nc, np.float64)
     name, unit = f"{site} / {target}", "balanced accuracy" if is_class else "R²"
     x = np.asarray(features_nd)
@@ -307,13 +321,14 @@ def probe_arrays(
     rng = np.random.default_rng([seed, 4])
     labels = y.argmax(1) if is_class else y
     others = [shuffle(labels, units, scheme=scheme, rng=rng) for _ in range(n_permutations)]
+    n_same = n_unchanged(labels, others)
     if is_class:
         others = [np.eye(y.shape[1])[other] for other in others]
     null = [
         score.test(other, guess)
         for other, guess in zip(others, _shuffled_guesses(predict, others, score), strict=True)
     ]
-    found = summarise_null(value, np.array(null))
+    found = summarise_null(value, np.array(null), n_same=n_same)
     beside = {"mean predictor": 0.0}
     if is_class:
         allowed = np.ones_like(y) if score.allowed is None else score.allowed
@@ -333,6 +348,7 @@ def probe_arrays(
         interval=score.interval(y, test, seed=seed),
         controls=beside,
         p=found.p,
+        reach=found.reach,
         details={"folds": int(folds.max()) + 1, "shuffles": n_permutations},
     )
     return ProbeResult(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..sim.rollout import wilson_interval
+from .multiple import Reach, enough_shuffles
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -253,6 +254,7 @@ class Permutation:
         null_mean: Mean over the shuffles: the "shuffled labels" control.
         null_high: 95 % quantile over the shuffles.
         n_permutations: Shuffles.
+        reach: The least p that they could have given.
     """
 
     value: float
@@ -260,6 +262,7 @@ class Permutation:
     null_mean: float
     null_high: float
     n_permutations: int
+    reach: Reach
 
 
 def permutation_test(
@@ -284,8 +287,7 @@ def permutation_test(
     Raises:
         InputError: fewer than 19 shuffles, or a statistic that is not finite on the data.
     """
-    if n_permutations < 19:
-        raise InputError(f"got {n_permutations} shuffles; need at least 19 for p <= 0.05 to be possible.")
+    enough_shuffles(n_permutations)
     value = float(statistic(labels))
     if not np.isfinite(value):
         raise InputError("the statistic is undefined on the data; check for constant features or one class.")
@@ -296,8 +298,19 @@ def permutation_test(
     return summarise_null(value, null)
 
 
-def summarise_null(value: float, null: NDArray[np.floating]) -> Permutation:
-    """Return the test of a value against statistics of shuffled data (undefined ones count as reaching it)."""
+def summarise_null(value: float, null: NDArray[np.floating], *, n_same: int = 0) -> Permutation:
+    """Return the test of a value against statistics of shuffled data (undefined ones count as reaching it).
+
+    Args:
+        value: The statistic on the data.
+        null: The statistic on each shuffle, [n].
+        n_same: How many shuffles change nothing and must tie, see `n_unchanged`.
+
+    Raises:
+        InputError: no shuffles.
+    """
+    if not len(null):
+        enough_shuffles(0)
     finite = null[np.isfinite(null)]
     # Sums in another order differ in the last bits; a shuffle that only relabels must count as a tie.
     reached = int((~(null < value - 1e-9 * max(1.0, abs(value)))).sum())
@@ -307,7 +320,30 @@ def summarise_null(value: float, null: NDArray[np.floating]) -> Permutation:
         null_mean=float(finite.mean()) if len(finite) else float("nan"),
         null_high=float(np.quantile(finite, 0.95)) if len(finite) else float("nan"),
         n_permutations=len(null),
+        reach=Reach(
+            least=(1 + n_same) / (1 + len(null)),
+            n_shuffles=len(null),
+            adjusted=(1 + n_same) / (1 + len(null)),
+        ),
     )
+
+
+def n_unchanged(labels: NDArray[Any], others: Sequence[NDArray[Any]]) -> int:
+    """Return how many shuffles say the same as the labels: they bound the p-value from below.
+
+    Few units can be exchanged in few ways, and exchanging the two classes of all rows leaves a reader as it is. With
+    six episodes of two classes one shuffle in ten does either, so that p cannot be much below 0.1.
+
+    Args:
+        labels: Classes, int [n] (the same where renaming makes them so), or numbers [n, c] (where they are equal).
+        others: Shuffles of them.
+    """
+    if not np.issubdtype(labels.dtype, np.integer):
+        return sum(np.array_equal(labels, other) for other in others)
+    n_classes = int(labels.max()) + 1
+    pairs = (np.bincount(labels * n_classes + other, minlength=n_classes**2) > 0 for other in others)
+    tables = (pair.reshape(n_classes, n_classes) for pair in pairs)
+    return sum(bool(table.sum(0).max() <= 1 and table.sum(1).max() <= 1) for table in tables)
 
 
 def shuffled(

@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .multiple import benjamini_hochberg
+from .multiple import ALPHA, Reach, benjamini_hochberg, best_adjusted
 from .resample import MIN_UNITS
-
-ALPHA = 0.05
-"""Share of false positives that a verdict "found" may have when nothing is there."""
 
 TABLE_HEAD = ("what", "value", "95 % interval", "n", "p", "p (BH)", "controls")
 
@@ -35,6 +32,7 @@ class Result:
             "random weights", "raw pixels", "majority".
         p: P-value of `test`; one-sided where it is a permutation; None where nothing was tested.
         p_adjusted: p after Benjamini-Hochberg over the family that it was reported with.
+        reach: The least p that the test could have given, see `undecided`; None where that is not known.
         reason: Why nothing can be said.
         details: Further JSON-able facts.
     """
@@ -49,6 +47,7 @@ class Result:
     controls: Mapping[str, float] = field(default_factory=dict)
     p: float | None = None
     p_adjusted: float | None = None
+    reach: Reach | None = None
     test: str = "permutation"
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -62,6 +61,13 @@ class Result:
         """Whether the value stands out from its shuffled control: p (adjusted where known) of at most 5 %."""
         p = self.p if self.p_adjusted is None else self.p_adjusted
         return self.value is not None and p is not None and p <= ALPHA + 1e-9  # 0.05 x 3 / 3 > 0.05 in binary
+
+    @property
+    def undecided(self) -> str:
+        """Why "not found" is no answer: no p of this test could be low enough, and what to do; "" where one could."""
+        if self.value is None or self.found or self.reach is None or self.reach.enough:
+            return ""
+        return self.reach.advice(n_units=self.n_units, over=self.over)
 
     def line(self) -> str:
         """Return the result in one line: value, interval, sample size, controls and p."""
@@ -79,7 +85,7 @@ class Result:
             text += f"; p={self.p_adjusted:.3g} ({self.test}, Benjamini-Hochberg)"
         elif self.p is not None:
             text += f"; p={self.p:.3g} ({self.test})"
-        return text
+        return f"{text}; cannot say ({self.undecided})" if self.undecided else text
 
     def ends(self) -> str:
         """Return the interval as text; what it lacks where there are too few units for one."""
@@ -122,6 +128,7 @@ class Result:
                 "p_adjusted": self.p_adjusted,
                 "test": self.test if self.p is not None else None,
                 "found": self.found,
+                "undecided": self.undecided,
                 "reason": self.reason,
                 "details": self.details,
             }
@@ -136,11 +143,27 @@ def cannot_say(name: str, reason: str, *, unit: str = "", n: int = 0, over: str 
 def adjusted(results: Sequence[Result]) -> list[Result]:
     """Return the results with `p_adjusted` filled in: one Benjamini-Hochberg family over those with a p."""
     tested = [i for i, result in enumerate(results) if result.p is not None]
-    corrected = benjamini_hochberg([results[i].p or 0.0 for i in tested])
+    p_values = [results[i].p or 0.0 for i in tested]
+    reaches = [results[i].reach for i in tested]
+    least = [p if reach is None else min(p, reach.least) for p, reach in zip(p_values, reaches, strict=True)]
+    corrected, best = benjamini_hochberg(p_values), best_adjusted(p_values, least)
     out = list(results)
-    for i, p in zip(tested, corrected, strict=True):
-        out[i] = replace(out[i], p_adjusted=float(p))
+    for at, i in enumerate(tested):
+        reach = reaches[at]
+        if reach is not None:
+            reach = replace(reach, family=len(tested), adjusted=float(best[at]))
+        out[i] = replace(out[i], p_adjusted=float(corrected[at]), reach=reach)
     return out
+
+
+def undecided(results: Sequence[Result]) -> str:
+    """Return why "nothing was found" is no answer to questions asked together; "" where it is one.
+
+    It is one where something was found, and where every test could have found something.
+    """
+    if any(one.found for one in results):
+        return ""
+    return next((one.undecided for one in results if one.undecided), "")
 
 
 def table(results: Sequence[Result]) -> list[tuple[str, ...]]:

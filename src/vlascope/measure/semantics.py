@@ -185,6 +185,8 @@ class SemanticsResult:
             return f"cannot say whether words point at patches at {self.site}: {first.reason}"
         chance = first.controls["masks of other items"]
         end = f"in {first.value:.0%} of {first.n} cases (maps on masks of other items: {chance:.0%})"
+        if first.undecided:
+            return f"cannot say whether words point at patches at {self.site} ({first.undecided}): {end}"
         if not first.found:
             return f"at {self.site} words do not point at what they name: {end}"
         words = [r.name.split(" / ")[0] for r in self.results if r.name.endswith(" / pointing") and r.found]
@@ -328,6 +330,7 @@ def _scores(run: Run, maps: Sequence[WordMap], *, name: str, n_permutations: int
                 interval=interval,
                 controls={"masks of other items": test.null_mean, **chance},
                 p=test.p,
+                reach=test.reach,
             )  # fmt: skip
         )
     return out
@@ -388,7 +391,7 @@ def _one_group(
     return Result(
         name=name, value=test.value, unit=unit, n=len(maps), over=units.over, n_units=units.n,
         interval=share_interval(is_same, units),
-        controls={"masks of other items": test.null_mean}, p=test.p,
+        controls={"masks of other items": test.null_mean}, p=test.p, reach=test.reach,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from .changes import PENALTY, TOLERANCE, Kind, agreement
 from .findings import EpisodeSeries, Finding, Row
 from .outcomes import FALSE_ALARMS, Warnings, compare_outcomes, early_warning
 from .phrases import phrase_results
-from .result import Result, adjusted, number_text, plain_json, table
+from .result import Result, adjusted, number_text, plain_json, table, undecided
 from .timeline import Timeline, need_episodes, timelines
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class TemporalResult:
                 for r in hit
             )
             text += f"; they hit {some}"
+        elif unclear := undecided(told):
+            text += f"; cannot say what they hit ({unclear})"
         elif told:
             text += f"; they hit no event more often than rotated ones ({', '.join(r.name for r in told)})"
         else:
@@ -75,6 +77,8 @@ class TemporalResult:
         elif caught.found:
             lead = self.warning.lead.value
             text += f". {caught.value:.0%} of {caught.n} failures announce themselves, {lead:g} frames ahead (median)"
+        elif caught.undecided:
+            text += f". Early warning: cannot say ({caught.undecided})"
         else:
             text += (
                 f". Failures do not announce themselves more often than shuffled outcomes do (n={caught.n})"

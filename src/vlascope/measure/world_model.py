@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from .crossfit import unit_folds
 from .findings import Finding, Row
 from .pooling import TokenChoice, pool_items
 from .resample import MIN_UNITS, Units, bootstrap_mean, shuffled, summarise_null, units_of
-from .result import Result, adjusted, cannot_say, number_text, plain_json, table
+from .result import Result, adjusted, cannot_say, number_text, plain_json, table, undecided
 from .ridge import HeldOutRidge, reduce_channels
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class WorldModelResult:
     Attributes:
         site: The layer h.
         state_site: The layer whose pooled principal components are the state e.
-        results: One per horizon: R² of [h(t), e(t)] over e(t) alone, on held-out episodes. Controls: the R² of
+        results: One per horizon: R² of [h(t), e(t)] over e(t) alone, on held-out episodes. A layer adds something
+            where that is found and its interval lies above 0. Controls: the R² of
             [h(t), e(t)] over persistence and over the action alone, of e(t) alone and of the action alone over
             persistence, and h(t) shuffled in time.
     """
@@ -46,7 +47,9 @@ class WorldModelResult:
         known = [r for r in self.results if r.value is not None]
         if not known:
             return f"cannot say whether {self.site} holds the future: {self.results[0].reason}"
-        ahead = [r for r in known if r.found and r.value is not None and r.value > 0]
+        ahead = [r for r in known if _adds(r)]
+        if not ahead and (unclear := undecided(known)):
+            return f"cannot say whether {self.site} holds the future: {unclear}"
         if not ahead:
             return f"{self.site} says nothing about the future that {self.state_site} does not say now"
         values = ", ".join(f"{r.details['steps']} steps: {number_text(r.value or 0)}" for r in ahead)
@@ -92,7 +95,7 @@ def world_model(
     horizons: Sequence[int] = HORIZONS,
     tokens: TokenChoice = "auto",
     n_components: int = N_COMPONENTS,
-    n_permutations: int = 39,
+    n_permutations: int = 99,
     seed: int = 0,
 ) -> WorldModelResult:
     """Ask whether a layer knows more about the state K steps later than the present state does.
@@ -132,6 +135,12 @@ def world_model(
     )  # fmt: skip
 
 
+def adjusted_world_models(layers: Sequence[WorldModelResult]) -> list[WorldModelResult]:
+    """Return several layers with the p-values of all layers and horizons corrected together."""
+    flat = iter(adjusted([one for layer in layers for one in layer.results]))
+    return [replace(layer, results=tuple(next(flat) for _ in layer.results)) for layer in layers]
+
+
 def world_model_arrays(
     h_nd: NDArray[np.floating],
     e_nk: NDArray[np.floating],
@@ -143,7 +152,7 @@ def world_model_arrays(
     state_site: str = "e",
     horizons: Sequence[int] = HORIZONS,
     n_components: int = N_COMPONENTS,
-    n_permutations: int = 39,
+    n_permutations: int = 99,
     seed: int = 0,
 ) -> WorldModelResult:
     """Ask plain arrays; see `world_model`. Rows are frames; `actions_na` may be None."""
@@ -157,6 +166,15 @@ def world_model_arrays(
         for k in horizons
     ]
     return WorldModelResult(site, state_site, tuple(adjusted(results)))
+
+
+def _adds(result: Result) -> bool:
+    """Whether h lowers the error, and by more than shuffled in time.
+
+    The p-value alone does not say so: an h that moves against e costs accuracy, so that one in step with e that adds
+    nothing beats every shuffle.
+    """
+    return result.found and result.interval is not None and result.interval[0] > 0
 
 
 def _ahead(
@@ -218,6 +236,7 @@ def _ahead(
         interval=None if ends is None else (1 - ends[1], 1 - ends[0]),
         controls=controls,
         p=test.p,
+        reach=test.reach,
         details={"steps": k},
     )
 
