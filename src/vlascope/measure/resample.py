@@ -157,12 +157,21 @@ def percentile_interval(
         return None
     tail = (1 - level) / 2
     if n_units is not None:
-        from scipy.stats import norm, t
-
-        reach = np.sqrt(n_units / (n_units - 1)) * t.ppf(tail, n_units - 1) if n_units > 1 else -np.inf
-        tail = float(norm.cdf(reach))
+        tail = expanded_tail(tail, n_units=n_units)
     low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def expanded_tail(tail: float, *, n_units: int) -> float:
+    """Return the share to leave out at one end, instead of `tail`, where few units were resampled.
+
+    References: T. Hesterberg, 2015, doi:10.1080/00031305.2015.1089789.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    if n_units < 2:
+        return 0.0
+    return float(ndtr(np.sqrt(n_units / (n_units - 1)) * stdtrit(n_units - 1, tail)))
 
 
 @dataclass(frozen=True, kw_only=True)
