@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    from ..items import Item
     from ..runs import Run
 
 N_BOOTSTRAP = 2_000
@@ -47,6 +48,13 @@ def units_of(values: Sequence[Any], *, over: str = "item") -> Units:
     """Return units from one name per observation."""
     _, ids = np.unique(np.asarray([str(v) for v in values]), return_inverse=True)
     return Units(ids.astype(np.int64), over)
+
+
+def item_units(items: Sequence[Item]) -> Units:
+    """Return what is independent among items: their episodes, where all have one (even the same), else the items."""
+    of_episodes = all(item.episode is not None for item in items)
+    names = [item.episode if of_episodes else item.item_id for item in items]
+    return units_of(names, over="episode" if of_episodes else "item")
 
 
 def run_units(run: Run, items: Sequence[int] | NDArray[np.integer], *, split: str = "auto") -> Units:
