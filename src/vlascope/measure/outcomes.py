@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .changes import MIN_FRAMES
 from .resample import N_BOOTSTRAP, bootstrap_mean, bootstrap_weights, expanded_tail, summarise_null, units_of
 from .result import Result, adjusted, cannot_say
 from .timeline import Timeline, need_event
@@ -222,7 +221,7 @@ def early_warning(
 
     Returns:
         The results; "cannot say" with fewer than 5 failures or too few successes for that share (about 1 / share), not
-        counting episodes of fewer than 8 frames before their end. `details` holds the most frames that were judged.
+        counting episodes that end with their first frame. `details` holds the most frames that were judged.
 
     Raises:
         InputError: the share is out of range, or no episode has the event.
@@ -241,7 +240,7 @@ def early_warning(
     }
     told = [one for one in lines if one.success is not None]
     failed_at = {one.episode: ends_at[one.episode] for one in told if not one.success}
-    known = [one for one in told if ends_at[one.episode] >= MIN_FRAMES]
+    known = [one for one in told if ends_at[one.episode] > 0]
     success = np.array([one.success for one in known], bool)
     n_won, n_lost = int(success.sum()), int((~success).sum())
     need = max(MIN_EACH, int(np.ceil(1 / false_alarms)) - 1)
@@ -249,7 +248,7 @@ def early_warning(
     if n_won < need or n_lost < MIN_EACH:
         reason = f"{n_won} successes and {n_lost} failures; need {need} and {MIN_EACH}"
         if len(known) < len(told):
-            reason += f" ({len(told) - len(known)} with fewer than {MIN_FRAMES} frames before their end)"
+            reason += f" ({len(told) - len(known)} end with their first frame)"
         nothing = cannot_say("early warning", reason, unit=unit, n=len(known), over="episode")
         lead = cannot_say("lead time", reason, unit="frames", n=len(known), over="episode")
         return Warnings(nothing, lead, {}, failed_at)

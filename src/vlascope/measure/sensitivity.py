@@ -391,6 +391,7 @@ def _larger(ways: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 def _beyond(top: NDArray[np.float64], again: NDArray[np.float64], units: Units, *, seed: int) -> float:
     """Return p of the change moving no more than the same input again: both are exchanged, in whole units."""
-    more = np.bincount(units.ids, top - again, minlength=units.n)
-    signs = np.random.default_rng([seed, 10]).choice([-1.0, 1.0], (N_PERMUTATIONS, units.n))
-    return summarise_null(float(more.sum()), signs @ more).p
+    more = np.bincount(units.ids, top - again, minlength=units.n).astype(np.float64)
+    draws = np.random.default_rng([seed, 10]).random((N_PERMUTATIONS, units.n))
+    null = np.where(draws < 0.5, -1.0, 1.0) @ more
+    return summarise_null(float(more.sum()), null).p
