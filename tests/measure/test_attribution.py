@@ -8,7 +8,7 @@ import pytest
 from vlascope.errors import InputError
 from vlascope.measure.action_patches import action_patches, insertion_deletion
 from vlascope.measure.attribution import cluster_channels
-from vlascope.measure.orders import judge_orders, order_areas
+from vlascope.measure.orders import judge_orders, order_areas, other_things
 from vlascope.measure.resample import units_of
 
 
@@ -87,20 +87,19 @@ def test_insertion_and_deletion_need_items_and_known_actions(mini):
         assert result.value is None and "need at least 5" in result.reason
     with pytest.raises(InputError, match="no degree of freedom 'roll'; it has dx, dy, dz, grip"):
         action_patches(model, items[0], dof="roll")
-    with pytest.raises(InputError, match="n_random=3"):
-        insertion_deletion(model, items, n_random=3)
+    with pytest.raises(InputError, match="method='guess'"):
+        insertion_deletion(model, items, method="guess")  # type: ignore[arg-type]
 
 
-def orders_of(effects: np.ndarray, relevance: np.ndarray, *, seed: int) -> np.ndarray:
-    """Areas for a thing whose answer moves by the sum of the effects of its hidden parts."""
-    return order_areas(
-        lambda hidden: np.abs(hidden @ effects) / abs(effects.sum()),
-        relevance,
-        rng=np.random.default_rng(seed),
-    )
+def orders_of(effects, relevance, units, *, seed: int) -> list[np.ndarray]:
+    """Areas for things whose answers move by the sum of the effects of their hidden parts."""
+    return [
+        order_areas(lambda hidden, e=e: np.abs(hidden @ e) / abs(e.sum()), own, others=[relevance[o] for o in others])
+        for e, own, others in zip(effects, relevance, other_things(units, seed=seed), strict=True)
+    ]  # fmt: skip
 
 
-def test_areas_by_hand_and_every_random_picture_asked_once():
+def test_areas_by_hand():
     effects = np.array([8.0, 4, 2, 1, 1])
     asked: list[int] = []
 
@@ -108,13 +107,26 @@ def test_areas_by_hand_and_every_random_picture_asked_once():
         asked.append(len(hidden))
         return hidden @ effects / 16
 
-    areas = order_areas(moved, effects, n_steps=4, n_random=19, rng=np.random.default_rng(0))
-    assert asked == [4 * (2 + 19)] and areas.shape == (2, 20)
+    areas = order_areas(moved, effects, others=[-effects, effects], n_steps=4)
+    assert asked == [2 * 4 * 3] and areas.shape == (2, 3)
     assert areas[0, 0] == pytest.approx((8 + 12 + 14 + 15) / 16 / 4), "the largest effects go first"
     assert areas[1, 0] == pytest.approx(1 - (1 + 2 + 4 + 8) / 16 / 4), "and come back first"
-    np.testing.assert_allclose(areas[0, 1:] + areas[1, 1:], 1)
-    with pytest.raises(InputError, match="n_steps=1"):
-        order_areas(moved, effects, n_steps=1, rng=np.random.default_rng(0))
+    assert areas[0, 1] == pytest.approx((1 + 2 + 4 + 8) / 16 / 4), "the opposite order"
+    np.testing.assert_array_equal(areas[:, 2], areas[:, 0])
+    for bad in ({"n_steps": 1, "others": []}, {"others": [effects[1:]]}):
+        with pytest.raises(InputError, match="n_steps="):
+            order_areas(moved, effects, **bad)
+
+
+def test_other_orders_come_from_other_units_and_are_shared_within_one():
+    units = units_of([0, 0, 1, 2, 2, 3, 4])
+    others = other_things(units, n=3)
+    assert others.shape == (7, 3)
+    for thing, some in enumerate(others):
+        there = units.ids[some]
+        assert len(set(there.tolist())) == 3 and units.ids[thing] not in there
+    np.testing.assert_array_equal(others[0], others[1])
+    assert other_things(units).shape == (7, 4) and other_things(units_of([0, 0])).shape == (2, 0)
 
 
 def test_an_order_that_says_nothing_is_rarely_found_and_one_that_does_is():
@@ -124,18 +136,34 @@ def test_an_order_that_says_nothing_is_rarely_found_and_one_that_does_is():
         units = units_of([0, 0, 1, 2, 3, 4])  # two frames of one episode are nearly the same in all
         effects, relevance = rng.exponential(size=(2, 5, 23))
         effects, relevance = effects[units.ids], relevance[units.ids] + 0.01 * rng.normal(size=(6, 23))
-        areas = [
-            orders_of(e, r, seed=1000 * trial + u)
-            for e, r, u in zip(effects, relevance, units.ids, strict=True)
-        ]
+        areas = orders_of(effects, relevance, units, seed=trial)
         false += [one.found for one in judge_orders(areas, units, name="x", n_permutations=99, seed=trial)]
-    assert (false <= 18).all() and (false > 0).all(), f"{false} of 200 null runs; 10 are expected"
-    effects = rng.exponential(size=(5, 23))
-    known = [orders_of(e, e + 0.3 * rng.normal(size=23), seed=i) for i, e in enumerate(effects)]
-    for result in judge_orders(known, units_of(range(5)), name="x"):
+    assert (false <= 18).all(), f"{false} of 200 null runs; 10 are expected"
+    effects = rng.exponential(size=(7, 23))
+    units = units_of(range(7))
+    known = orders_of(effects, effects + 0.3 * rng.normal(size=(7, 23)), units, seed=0)
+    for result in judge_orders(known, units, name="x"):
         assert result.found and result.value is not None
-        assert result.value > result.controls["random orders"] + 0.1
+        assert result.value > result.controls["orders of other images"] + 0.1
         assert result.interval is not None and result.interval[0] < result.value < result.interval[1]
+
+
+def test_orders_that_do_not_depend_on_the_image_are_never_called_informative():
+    """What moves the action lies together and near the middle: raster and middle-first beat random orders."""
+    rows, cols, n = 7, 11, 9
+    y, x = np.mgrid[:rows, :cols].reshape(2, -1)
+    rng = np.random.default_rng(0)
+    at = rng.normal([rows / 2, cols / 2], 1.5, size=(n, 2))
+    effects = np.exp(-((y - at[:, :1]) ** 2 + (x - at[:, 1:]) ** 2) / 3)
+    units = units_of(range(n))
+    middle = -np.hypot(y - (rows - 1) / 2, x - (cols - 1) / 2)
+    for order in (middle, -(y * cols + x).astype(float), (y * cols + x).astype(float)):
+        for result in judge_orders(
+            orders_of(effects, np.tile(order, (n, 1)), units, seed=1), units, name="x"
+        ):
+            assert not result.found and result.p == 1.0
+    for result in judge_orders(orders_of(effects, effects, units, seed=1), units, name="x"):
+        assert result.found, result.line()
 
 
 def test_deletion_and_insertion_keep_their_own_areas_and_units_are_exchanged_whole():
@@ -144,8 +172,8 @@ def test_deletion_and_insertion_keep_their_own_areas_and_units_are_exchanged_who
     deletion, insertion = judge_orders(list(areas), units_of(range(8)), name="x")
     assert (deletion.name, insertion.name) == ("x / deletion", "x / insertion")
     assert deletion.value == pytest.approx(0.9) and insertion.value == pytest.approx(0.2)
-    assert deletion.controls["random orders"] == pytest.approx(0.5)
-    assert insertion.controls["random orders"] == pytest.approx(0.1)
+    assert deletion.controls["orders of other images"] == pytest.approx(0.5)
+    assert insertion.controls["orders of other images"] == pytest.approx(0.1)
     # Eight things of five units: of the random orders, four in ten do as well in the whole of a unit as the given one.
     areas[:, 0, 1:9] = 0.9
     one, whole = (

@@ -61,7 +61,7 @@ def test_words_that_all_regions_share_name_nothing(tmp_path):
     run = make(tmp_path)
     assert {m.word for m in word_maps(run, "language.1")} == {"red"}
     (result,) = [r for r in semantics(run, "language.1", words=("cup",)).results if r.name.startswith("cup")]
-    assert result.reason == "no mask tells what it names"
+    assert result.reason == "no mask tells it from another region"
 
 
 def test_words_that_point_nowhere_are_rarely_said_to(tmp_path):
@@ -70,6 +70,40 @@ def test_words_that_point_nowhere_are_rarely_said_to(tmp_path):
         run = make(tmp_path, n=7, points=False, seed=trial)
         false += any(r.found for r in semantics(run, "language.1", n_permutations=39, seed=trial).results)
     assert false <= 16, f"{false} of 200; at most 10 expected"
+
+
+def marking(tmp_path, *, follows: bool, seed: int) -> PlantedRun:
+    """Both objects of an image are marked by all words; the prompt names either. `follows`: its own one more so."""
+    rng = np.random.default_rng(seed)
+    run = make(tmp_path, n=14, points=False, seed=seed)
+    x = rng.normal(size=(14, ROWS * COLS + 4, D)) * 0.3
+    x[:, -4:] += 9
+    direction = np.eye(D)[:3] * 6
+    table = run.tokens("language")
+    for i in range(14):
+        mask, named = run.mask(i), int(rng.integers(2))
+        for which in range(2):
+            (patch,) = np.unique(np.flatnonzero(mask[::PATCH, ::PATCH] == 4 + which))
+            x[i, patch] += direction[2] + follows * direction[which]
+        word = f"{COLOURS[named]}"
+        object.__setattr__(run.items[i], "prompt", f"pick {word} cup")
+        x[i, -2] += direction[2] + follows * direction[named]
+        table.text[i * (ROWS * COLS + 4) + ROWS * COLS + 2] = word
+    run._acts["language.1"][:] = x.reshape(-1, D)
+    return run
+
+
+def test_maps_that_mark_any_object_do_not_point_at_what_a_word_names(tmp_path):
+    found = 0
+    for seed in range(12):
+        some = semantics(marking(tmp_path, follows=False, seed=seed), "language.1", n_permutations=99)
+        first = some.results[0]
+        assert first.details["p against masks of other items"] <= 0.05, "both objects are marked"
+        found += first.found
+    assert found <= 2, f"{found} of 12"
+    best = semantics(marking(tmp_path, follows=True, seed=1), "language.1", n_permutations=99)
+    assert best.results[0].n == 14 and best.results[0].value == 1.0 and best.results[0].found
+    assert "0% on other regions of the image" in best.verdict()
 
 
 def test_words_alone_and_what_cannot_be_asked(tmp_path):

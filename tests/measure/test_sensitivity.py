@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -142,9 +143,42 @@ def test_a_model_that_answers_differently_each_time_shows_it_in_the_control():
     assert 0.3 < grip.controls["same input again"] < 0.9, "the mean distance of two draws is about 0.56"
 
 
+def noise(seed: int):
+    """A policy that looks at nothing."""
+    rng = np.random.default_rng(seed)
+    answer = lambda: Response(action=rng.normal(size=3).astype(np.float32), action_names=("dx", "dy", "grip"))  # noqa: E731
+    return SimpleNamespace(answers=True, respond=lambda some: [answer() for _ in some])
+
+
+def test_a_policy_of_pure_noise_is_not_said_to_depend_on_the_text():
+    some = [replace(item, prompt=f"pick up the {item.prompt.split()[3]} cup") for item in items()]
+    wrong = 0
+    for seed in range(40):
+        found = sensitivity(noise(seed), some, changes=["other scene", "other verb", "other noun"])  # type: ignore[arg-type]
+        wrong += not found.verdict().startswith("cannot say whether the action depends on the text")
+        text = next(r for r in found.ratios if r.name == "text : image")
+        assert text.value is not None and text.value > 0.5 and text.unit == "ratio (larger of verb and noun)"
+    assert wrong <= 5, f"{wrong} of 40; 2 are expected"
+
+
+def test_frames_of_one_episode_are_one_observation():
+    for n_episodes in (1, 3):
+        some = [replace(item, episode=i % n_episodes) for i, item in enumerate(items())]
+        found = sensitivity(fake(5.0), some, changes=["other scene", "other noun"])  # type: ignore[arg-type]
+        moved = next(r for r in found.actions if r.name == "other noun / dy")
+        assert (
+            moved.n == 12
+            and moved.n_units == n_episodes
+            and moved.over == "episode"
+            and moved.interval is None
+        )
+        why = {1: "another scene applies to none of the items", 3: "for 3 independent episodes"}
+        assert why[n_episodes] in found.verdict()
+
+
 def test_verdicts_at_the_border_are_rarely_wrong():
     from vlascope.measure.resample import units_of
-    from vlascope.measure.sensitivity import AGAIN, HARDLY, SensitivityResult, _ratios
+    from vlascope.measure.sensitivity import AGAIN, AGAIN_TWICE, HARDLY, SensitivityResult, _ratios
 
     false, n = 0, 41
     for trial in range(200):
@@ -153,7 +187,7 @@ def test_verdicts_at_the_border_are_rarely_wrong():
         text = (
             HARDLY * rng.gamma(2.0, size=n) / 2.0 * 3.0
         )  # its mean is exactly HARDLY times that of the image
-        moved = {"other scene": image, "other noun": text, AGAIN: np.zeros(n)}
+        moved = {"other scene": image, "other noun": text, AGAIN: np.zeros(n), AGAIN_TWICE: np.zeros(n)}
         result = SensitivityResult(n, ("dx",), (), (), _ratios(moved, units_of(range(n)), seed=trial))
         false += not result.verdict().startswith("undecided")
     assert false <= 18, f"{false} of 200 verdicts at the border; 10 are expected"

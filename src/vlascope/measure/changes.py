@@ -1,4 +1,4 @@
-"""Change points of a series of frames, and how well they agree with known events (against rotated ones)."""
+"""Change points of a series of frames, and how well they agree with known events (against other episodes')."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ MIN_FRAMES = 8
 MAX_FRAMES = 2_000
 N_ORDERS = 99
 MIN_EPISODES_ASKED = 5
+OTHER_EVENTS = "events of other episodes"
 
 
 def change_points(
@@ -129,7 +130,9 @@ def agreement(
 ) -> Result:
     """Return in what share of episodes all of the named events have a change within `tolerance` frames.
 
-    The null rotates each episode's changes in time by a random step: as many changes, as far apart, elsewhere.
+    The null deals the events anew between episodes, each at the same share of its new episode. So nothing is assumed
+    of when series change: change points avoid the ends, events do so too, and both may have their usual times. What
+    is asked is whether the changes of an episode follow when it happened *there*.
 
     Args:
         changes: Frames of the changes of each episode.
@@ -137,13 +140,16 @@ def agreement(
         n_frames: Frames of each episode.
         names: Events that must all be hit; episodes that lack one are left out.
         tolerance: Frames.
-        n_permutations: Rotations behind the p-value.
-        seed: Seeds rotations.
+        n_permutations: Deals behind the p-value.
+        seed: Seeds deals.
         name: Name of the result.
 
     Returns:
-        The result, over episodes; "cannot say" with fewer than 5 that have the events. `details` holds the share of
-        changes that are near an event, and changes per episode.
+        The result, over episodes; "cannot say" with fewer than 5 that have the events, or where these come at the same
+        time in all of them, so that a clock would hit them as well. `details` holds the share of changes that are near
+        an event, and changes per episode.
+
+    Cost: O(episodes²).
     """
     name = name or " + ".join(names)
     unit = f"share of episodes hit within {tolerance} frames"
@@ -153,30 +159,39 @@ def agreement(
             f"{len(has)} episodes with {' and '.join(names) or 'events'}; need at least {MIN_EPISODES_ASKED}"
         )
         return cannot_say(name, reason, unit=unit, n=len(has), over="episode")
+    there = np.array([[events[i][event] for event in names] for i in has], float)
+    last = np.array([max(1, n_frames[i] - 1) for i in has], float)
+    # [i, j]: the events of episode j at the same share of episode i.
+    dealt = np.rint(there[None] * (last[:, None] / last[None])[:, :, None])
+    if (np.abs(dealt - there[:, None]) <= tolerance).all():
+        reason = f"it comes within {tolerance} frames of the same time in all {len(has)} episodes"
+        return cannot_say(name, reason, unit=unit, n=len(has), over="episode")
+    hit = np.array(
+        [[_all_hit(changes[i], one, tolerance) for one in row] for i, row in zip(has, dealt, strict=True)],
+        float,
+    )
+    every = np.arange(len(has))
+    hits = hit[every, every]
     rng = np.random.default_rng([seed, 1])
-    hits, null, near, counts = [], np.zeros(n_permutations), [], []
-    for i in has:
-        there = np.array([events[i][event] for event in names])
-        by_turn = np.array(
-            [_all_hit((changes[i] + turn) % n_frames[i], there, tolerance) for turn in range(n_frames[i])],
-            float,
-        )
-        hits.append(by_turn[0])
-        null += by_turn[rng.integers(n_frames[i], size=n_permutations)]
-        counts.append(len(changes[i]))
-        near += [bool(np.abs(there - c).min() <= tolerance) for c in changes[i]]
-    test = summarise_null(float(np.mean(hits)), null / len(has))
+    null = np.array([hit[every, rng.permutation(len(has))].mean() for _ in range(n_permutations)])
+    test = summarise_null(float(hits.mean()), null)
+    others = (hit.sum() - hits.sum()) / (len(has) * (len(has) - 1))
+    near = [
+        bool(np.abs(at - change).min() <= tolerance)
+        for i, at in zip(has, there, strict=True)
+        for change in changes[i]
+    ]
     units = units_of(has, over="episode")
     return Result(
         name=name, value=test.value, unit=unit, n=len(has), over="episode", n_units=len(has),
-        interval=share_interval(np.array(hits), units), controls={"changes rotated in time": test.null_mean},
+        interval=share_interval(hits, units), controls={OTHER_EVENTS: float(others)},
         p=test.p, reach=test.reach, details={
-            "changes_per_episode": float(np.mean(counts)),
+            "changes_per_episode": float(np.mean([len(changes[i]) for i in has])),
             "share_of_changes_near": float(np.mean(near)) if near else None,
             "tolerance_frames": tolerance,
         },
     )  # fmt: skip
 
 
-def _all_hit(changes: NDArray[np.integer], events: NDArray[np.integer], tolerance: int) -> bool:
+def _all_hit(changes: NDArray[np.integer], events: NDArray[np.floating], tolerance: int) -> bool:
     return len(changes) > 0 and bool((np.abs(events[:, None] - changes).min(1) <= tolerance).all())

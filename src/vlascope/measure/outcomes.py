@@ -9,9 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .resample import bootstrap_weights, percentile_interval, share_interval, summarise_null, units_of
+from .resample import (
+    N_BOOTSTRAP,
+    bootstrap_weights,
+    expanded_tail,
+    percentile_interval,
+    share_interval,
+    summarise_null,
+    units_of,
+)
 from .result import Result, adjusted, cannot_say
-from .timeline import Timeline
+from .timeline import Timeline, need_event
 
 MIN_EACH = 5
 """Successes and failures below which neither a difference nor a warning can be told."""
@@ -47,10 +55,10 @@ def align(lines: Sequence[Timeline], *, event: str | None = None, n_bins: int = 
     Raises:
         InputError: no episode has the event, or no episodes.
     """
+    need_event(event, (name for line in lines for name in line.events))
     chosen = [line for line in lines if event is None or event in line.events]
     if not chosen:
-        known = sorted({name for line in lines for name in line.events})
-        raise InputError(f"none of {len(lines)} episodes has an event '{event}'; known: {', '.join(known)}.")
+        raise InputError("got no episodes to align.")
     k = chosen[0].occupancy.shape[1]
     if event is None:
         time = np.linspace(0, 1, n_bins)
@@ -86,9 +94,16 @@ def compare_outcomes(
         seed: Seeds them.
 
     Returns:
-        One result per concept, with the interval of the difference at that moment (episodes of each outcome resampled);
-        `details` holds the time. One "cannot say" with fewer than 5 of either.
+        One result per concept; `details` holds the time. The interval is that of a band which holds the differences at
+        all moments together, since the moment was chosen for its difference. One "cannot say" with fewer than 5 of
+        either.
+
+    Raises:
+        InputError: no episode has the event.
+
+    References: bands by the largest studentized deviation: Efron and Tibshirani 1993, doi:10.1201/9780429246593.
     """
+    need_event(event, (name for line in lines for name in line.events))
     known = [one for one in lines if one.success is not None and (event is None or event in one.events)]
     success = np.array([one.success for one in known], bool)
     if min(int(success.sum()), int((~success).sum())) < MIN_EACH:
@@ -116,6 +131,7 @@ def compare_outcomes(
     found = differences(success)
     rng = np.random.default_rng([seed, 2])
     null = np.stack([np.abs(differences(rng.permutation(success))).max(0) for _ in range(n_permutations)])
+    reach = _band(x, seen, success, seed=seed)
     out = []
     for c in range(x.shape[2]):
         at = int(np.abs(found[:, c]).argmax())
@@ -128,7 +144,7 @@ def compare_outcomes(
                 n=len(known),
                 over="episode",
                 n_units=len(known),
-                interval=_difference_interval(x[:, at, c], seen[:, at], success, seed=seed),
+                interval=(float(found[at, c] - reach[at, c]), float(found[at, c] + reach[at, c])),
                 controls={"shuffled outcomes (absolute)": test.null_mean},
                 p=test.p,
                 reach=test.reach,
@@ -141,17 +157,30 @@ def compare_outcomes(
     return adjusted(out)
 
 
-def _difference_interval(
-    x: NDArray[np.float64], seen: NDArray[np.bool_], success: NDArray[np.bool_], *, seed: int
-) -> tuple[float, float] | None:
-    """Return the interval of mean of failures - mean of successes, resampling the episodes of each."""
-    means, sizes = [], []
-    for number, group in enumerate((~success & seen, success & seen)):
-        values = x[group]
-        draws = bootstrap_weights(len(values), seed=seed + number)
-        means.append(draws @ values / len(values))
-        sizes.append(len(values))
-    return percentile_interval(means[0] - means[1], n_units=min(sizes))
+def _band(
+    x_etk: NDArray[np.float64], seen_et: NDArray[np.bool_], success: NDArray[np.bool_], *, seed: int
+) -> NDArray[np.float64]:
+    """Return how far the 95 % band of mean of failures - mean of successes reaches to either side, float64 [t, k].
+
+    The band of a concept holds all moments at once: its width is the 95 % quantile of the largest studentized
+    deviation over resampled episodes of each outcome, widened for few episodes (see `expanded_tail`). Frames that
+    are not seen must be 0.
+    """
+    t, k = x_etk.shape[1:]
+    draws = np.zeros((N_BOOTSTRAP, t, k))
+    sizes = []
+    for number, group in enumerate((~success, success)):
+        x, seen = x_etk[group], seen_et[group].astype(float)
+        weights = bootstrap_weights(len(x), seed=seed + number)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = (weights @ x.reshape(len(x), -1)).reshape(-1, t, k) / (weights @ seen)[:, :, None]
+        draws += (mean - x.sum(0) / seen.sum(0)[:, None]) * (1 - 2 * number)
+        sizes.append(int(seen.sum(0).min()))
+    error = np.nanstd(draws, axis=0)
+    studentized = np.abs(draws, out=draws)
+    studentized /= np.where(error > 0, error, np.inf)
+    tail = expanded_tail(0.025, n_units=min(sizes))
+    return error * np.nanquantile(np.nanmax(studentized, axis=1), 1 - 2 * tail, axis=0)
 
 
 @dataclass(frozen=True)
@@ -161,10 +190,10 @@ class Warnings:
     Attributes:
         caught: Share of failures with an alarm before they happen; control: share of successes with any alarm.
         lead: Median frames from alarm to failure, over the failures that were caught.
-        alarms: Episode -> frame of its first alarm (None: no alarm).
+        alarms: Episode -> frame of its first alarm among the frames that are judged (None: no alarm).
         failures: Episode -> frame at which it failed.
         oddity: Episode -> float64 [frames], how unlike the frames of successes each frame is.
-        threshold: Oddity above which the alarm is raised; None where nothing can be said.
+        thresholds: Episode -> oddity above which its alarm is raised; empty where nothing can be said.
     """
 
     caught: Result
@@ -172,7 +201,7 @@ class Warnings:
     alarms: dict[int, int | None]
     failures: dict[int, int]
     oddity: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    threshold: float | None = None
+    thresholds: dict[int, float] = field(default_factory=dict)
 
 
 def early_warning(
@@ -186,8 +215,11 @@ def early_warning(
     """Return how many frames before a failure its frames stop looking like those of successes.
 
     A frame's oddity is the distance of its occupancy from the nearest frame of other, successful episodes (episodes
-    never judge themselves). An episode raises the alarm at its first frame above the threshold; the threshold is the
-    conformal quantile of the successes' largest oddities, so that at most `false_alarms` of new successes would.
+    never judge themselves). An episode raises the alarm at its first frame above its threshold: the conformal quantile
+    of the largest oddities of other successes, so that at most `false_alarms` of new successes would. The largest of
+    many frames is larger than that of few, and late frames may be odder than early ones; so an episode is compared
+    over as many frames from the start as it has before its end (or failure), with those successes that last as long,
+    and is judged no further than enough successes last.
 
     Args:
         lines: Episodes with known outcomes.
@@ -197,56 +229,58 @@ def early_warning(
         seed: Seeds shuffles and bootstrap.
 
     Returns:
-        The results; "cannot say" with fewer than 5 failures or too few successes for that share (about 1 / share).
+        The results; "cannot say" with fewer than 5 failures or too few successes for that share (about 1 / share), not
+        counting episodes that end with their first frame. `details` holds the most frames that were judged.
+
+    Raises:
+        InputError: the share is out of range, or no episode has the event.
 
     Cost: all pairs of frames once, O(frames² k); then O(episodes²) per shuffle.
     References: conformal threshold: Vovk, Gammerman and Shafer 2005, doi:10.1007/b106715.
     """
     if not 0 < false_alarms < 1:
         raise InputError(f"got false_alarms={false_alarms}; need a share between 0 and 1.")
-    known = [one for one in lines if one.success is not None]
+    need_event(failure_event, (name for line in lines for name in line.events))
+    ends_at = {
+        one.episode: one.events.get(failure_event, one.n_frames - 1)
+        if failure_event and not one.success
+        else one.n_frames - 1
+        for one in lines
+    }
+    told = [one for one in lines if one.success is not None]
+    failed_at = {one.episode: ends_at[one.episode] for one in told if not one.success}
+    known = [one for one in told if ends_at[one.episode] > 0]
     success = np.array([one.success for one in known], bool)
     n_won, n_lost = int(success.sum()), int((~success).sum())
     need = max(MIN_EACH, int(np.ceil(1 / false_alarms)) - 1)
-    failed_at = {
-        one.episode: one.events.get(failure_event, one.n_frames - 1) if failure_event else one.n_frames - 1
-        for one in known
-        if not one.success
-    }
     unit = "share of failures warned of"
     if n_won < need or n_lost < MIN_EACH:
         reason = f"{n_won} successes and {n_lost} failures; need {need} and {MIN_EACH}"
+        if len(known) < len(told):
+            reason += f" ({len(told) - len(known)} end with their first frame)"
         nothing = cannot_say("early warning", reason, unit=unit, n=len(known), over="episode")
         lead = cannot_say("lead time", reason, unit="frames", n=len(known), over="episode")
         return Warnings(nothing, lead, {}, failed_at)
     near = _nearest(known)
-    odd, threshold = _oddity(near, success, false_alarms)
-    alarms = _alarms(odd, threshold)
-    ends = np.array([failed_at.get(one.episode, one.n_frames - 1) for one in known])
-    early = np.array([a is not None and a < end for a, end in zip(alarms, ends, strict=True)])
+    ends = np.array([ends_at[one.episode] for one in known])
+    odd, thresholds, judged = _judge(near, ends, success, share=false_alarms, need=need)
+    alarms = _alarms(odd, thresholds, judged)
+    early = np.array([a is not None for a in alarms])
     value = float(early[~success].mean())
     rng = np.random.default_rng([seed, 3])
     null = []
     for _ in range(n_permutations):
         other = rng.permutation(success)
-        raised = _alarms(*_oddity(near, other, false_alarms))
-        null.append(
-            np.mean(
-                [
-                    a is not None and a < end
-                    for a, end, won in zip(raised, ends, other, strict=True)
-                    if not won
-                ]
-            )
-        )
+        raised = _alarms(*_judge(near, ends, other, share=false_alarms, need=need))
+        null.append(np.mean([a is not None for a, won in zip(raised, other, strict=True) if not won]))
     test = summarise_null(value, np.array(null))
     units = units_of(np.flatnonzero(~success).tolist(), over="episode")
-    raised_in_success = np.mean([a is not None for a, won in zip(alarms, success, strict=True) if won])
+    raised_in_success = early[success].mean()
     caught = Result(
         name="early warning", value=value, unit=unit, n=n_lost, over="episode", n_units=n_lost,
         interval=share_interval(early[~success], units), p=test.p, reach=test.reach,
         controls={"false alarms in successes": float(raised_in_success), "shuffled outcomes": test.null_mean},
-        details={"allowed_false_alarms": false_alarms, "successes": n_won},
+        details={"allowed_false_alarms": false_alarms, "successes": n_won, "most_frames_judged": int(judged.max())},
     )  # fmt: skip
     times = np.array(
         [end - a for a, end, hit in zip(alarms, ends, early & ~success, strict=True) if hit and a is not None]
@@ -266,7 +300,7 @@ def early_warning(
         dict(zip(episodes, alarms, strict=True)),
         failed_at,
         dict(zip(episodes, odd, strict=True)),
-        threshold,
+        dict(zip(episodes, thresholds.tolist(), strict=True)),
     )
 
 
@@ -288,16 +322,39 @@ def _nearest(lines: Sequence[Timeline]) -> list[NDArray[np.float64]]:
     return out
 
 
-def _oddity(
-    near: list[NDArray[np.float64]], success: NDArray[np.bool_], share: float
-) -> tuple[list[NDArray[np.float64]], float]:
-    """Return the oddity of each frame, given which episodes count as successes, and the threshold of the alarm."""
+def _judge(
+    near: list[NDArray[np.float64]],
+    ends: NDArray[np.integer],
+    success: NDArray[np.bool_],
+    *,
+    share: float,
+    need: int,
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64], NDArray[np.integer]]:
+    """Return the oddity of each frame, and each episode's threshold and number of frames judged.
+
+    Args:
+        near: See `_nearest`.
+        ends: Frames of each episode before its end or failure.
+        success: Which episodes count as successes.
+        share: Of successes that may raise an alarm.
+        need: Successes that must last as long as what is judged.
+    """
     odd = [one[:, success].min(1) for one in near]
-    highest = np.sort([one.max() for one, won in zip(odd, success, strict=True) if won])
-    threshold = highest[min(len(highest), int(np.ceil((len(highest) + 1) * (1 - share)))) - 1]
-    return odd, float(threshold)
+    highest = np.full((len(near), int(ends.max())), -np.inf)
+    for row, one, end in zip(highest, odd, ends, strict=True):
+        row[:end] = np.maximum.accumulate(one[:end])
+    thresholds, judged = np.empty(len(near)), np.empty(len(near), np.int64)
+    for i in range(len(near)):
+        others = np.flatnonzero(success & (np.arange(len(near)) != i))
+        judged[i] = min(ends[i], np.sort(ends[others])[-min(need, len(others))])
+        tops = np.sort(highest[others[ends[others] >= judged[i]], judged[i] - 1])
+        thresholds[i] = tops[min(len(tops), int(np.ceil((len(tops) + 1) * (1 - share)))) - 1]
+    return odd, thresholds, judged
 
 
-def _alarms(odd: list[NDArray[np.float64]], threshold: float) -> list[int | None]:
-    """Return the frame of each episode's first alarm."""
-    return [int(np.argmax(one > threshold)) if (one > threshold).any() else None for one in odd]
+def _alarms(
+    odd: list[NDArray[np.float64]], thresholds: NDArray[np.float64], judged: NDArray[np.integer]
+) -> list[int | None]:
+    """Return the frame of each episode's first alarm among the frames judged."""
+    over = [np.flatnonzero(one[:n] > at) for one, at, n in zip(odd, thresholds, judged, strict=True)]
+    return [int(frames[0]) if len(frames) else None for frames in over]

@@ -74,8 +74,8 @@ def phrase_results(
     """Return for each place of a phrase (first, second, ...) and event whether the phrase changes at that event.
 
     The words of a phrase, as the layer holds them, are averaged per frame (8 principal components of the episode);
-    their change points are compared with the event against changes rotated in time. Words can only follow the image
-    in models whose text sees the image; elsewhere they stand still and nothing is found.
+    their change points are compared with the event (see `agreement`). Words can only follow the image in models
+    whose text sees the image; elsewhere they stand still and nothing is found.
 
     Args:
         run: The run.
@@ -84,7 +84,7 @@ def phrase_results(
         tolerance: Frames.
         kind: See `change_points`.
         penalty: See `change_points`.
-        n_permutations: Rotations.
+        n_permutations: Shuffles.
         seed: Seeds them.
 
     Returns:

@@ -18,6 +18,7 @@ from ..sim.rollout import wilson_interval
 from .multiple import Reach, enough_shuffles
 
 if TYPE_CHECKING:
+    from ..items import Item
     from ..runs import Run
 
 N_BOOTSTRAP = 2_000
@@ -54,6 +55,13 @@ def units_of(values: Sequence[Any], *, over: str = "item") -> Units:
     """Return units from one name per observation."""
     _, ids = np.unique(np.asarray([str(v) for v in values]), return_inverse=True)
     return Units(ids.astype(np.int64), over)
+
+
+def item_units(items: Sequence[Item]) -> Units:
+    """Return what is independent among items: their episodes, where all have one (even the same), else the items."""
+    of_episodes = all(item.episode is not None for item in items)
+    names = [item.episode if of_episodes else item.item_id for item in items]
+    return units_of(names, over="episode" if of_episodes else "item")
 
 
 def run_units(run: Run, items: Sequence[int] | NDArray[np.integer], *, split: str = "auto") -> Units:
@@ -176,18 +184,27 @@ def percentile_interval(
 
     References: expanded percentiles: T. Hesterberg, 2015, doi:10.1080/00031305.2015.1089789.
     """
-    from scipy.stats import norm, t
-
     finite = values[np.isfinite(values)]
     if n_units < MIN_UNITS or len(finite) < max(2, len(values) / 2):
         return None
-    reach = np.sqrt(n_units / (n_units - 1)) * t.ppf((1 - level) / 2, n_units - 1)
-    tail = float(norm.cdf(reach))
+    tail = expanded_tail((1 - level) / 2, n_units=n_units)
     ends = np.quantile(finite, [tail, 1 - tail])
     if center is not None:
         ends += center - finite.mean()
     low, high = np.clip(ends, *bounds)
     return float(low), float(high)
+
+
+def expanded_tail(tail: float, *, n_units: int) -> float:
+    """Return the share to leave out at one end, instead of `tail`, where few units were resampled.
+
+    References: T. Hesterberg, 2015, doi:10.1080/00031305.2015.1089789.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    if n_units < 2:
+        return 0.0
+    return float(ndtr(np.sqrt(n_units / (n_units - 1)) * stdtrit(n_units - 1, tail)))
 
 
 def share_interval(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,10 @@ N_SHUFFLES = 199
 MAX_MAPS = 2_000
 """More maps than this are thinned evenly before they are scored."""
 WORD_KINDS = ("text", "action")
+ELSEWHERE = "masks of other items"
+BESIDE = "other regions of the image"
+CONTROLS = (ELSEWHERE, BESIDE)
+"""The first tells a map from one that always points at the middle, the second from one that points at any object."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class WordMap:
         patch_rows: int64 [p], rows of the layer's token table.
         similarity: float32 [p], cosine after centring, -1..1.
         inside: bool [p], patches whose centre lies in what the word names; None where the masks do not name it.
+        others: bool [p] for each other named region of the image that holds a patch.
     """
 
     item: int
@@ -110,6 +115,7 @@ class WordMap:
     patch_rows: NDArray[np.int64]
     similarity: NDArray[np.float32]
     inside: NDArray[np.bool_] | None
+    others: tuple[NDArray[np.bool_], ...] = ()
 
     @property
     def chosen(self) -> NDArray[np.bool_]:
@@ -160,7 +166,12 @@ def word_maps(
             size = float(np.linalg.norm(vector))
             similarity = x[patches] @ vector / (size if size > 0 else 1.0)
             inside = np.any(named, axis=0) if is_telling else None
-            out.append(WordMap(item, word, rows[patches], similarity.astype(np.float32), inside))
+            others = tuple(
+                patch
+                for name, patch in sorted(regions.items())
+                if is_telling and word not in name.lower().split() and patch.any()
+            )
+            out.append(WordMap(item, word, rows[patches], similarity.astype(np.float32), inside, others))
     return out
 
 
@@ -183,8 +194,9 @@ class SemanticsResult:
         first = self.results[0]
         if first.value is None:
             return f"cannot say whether words point at patches at {self.site}: {first.reason}"
-        chance = first.controls["masks of other items"]
-        end = f"in {first.value:.0%} of {first.n} cases (maps on masks of other items: {chance:.0%})"
+        end = f"in {first.value:.0%} of {first.n} cases (" + ", ".join(
+            f"{number:.0%} on {name}" for name, number in first.controls.items() if name in CONTROLS
+        ) + ")"  # fmt: skip
         if first.undecided:
             return f"cannot say whether words point at patches at {self.site} ({first.undecided}): {end}"
         if not first.found:
@@ -219,7 +231,7 @@ def semantics_finding(layers: Sequence[SemanticsResult]) -> Finding:
             layer_series(
                 "pointing",
                 [(layer.site, one) for layer, one in zip(layers, first, strict=True)],
-                control="masks of other items",
+                control=BESIDE,
             ),
         ),
         settings={
@@ -248,8 +260,10 @@ def semantics(
 ) -> SemanticsResult:
     """Score the maps of words against masks: pointing game, IoU and (with a cut) one group for word and patches.
 
-    The null gives each map a mask of another episode (or item), so that a word which always points at the middle is
-    not said to point at things.
+    There are two nulls, and p is the larger of both: what is found differs from either. One gives each map a mask of
+    another episode (or item), so that a word which always points at the middle is not said to point at things. The
+    other exchanges what the word names with another named region of the same image (in all of an episode or in none),
+    so that words whose maps mark every object are not said to tell them apart.
 
     Args:
         run: A run with prompts and masks.
@@ -262,7 +276,8 @@ def semantics(
         seed: Seeds them.
 
     Returns:
-        Results corrected together; "cannot say" for words that never occur or that no mask names.
+        Results corrected together; "cannot say" for words that never occur or that no mask names, or where no image
+        shows another named region.
 
     Raises:
         InputError: the layer lacks words or patches.
@@ -270,14 +285,16 @@ def semantics(
     References: pointing game: Zhang et al. 2018, doi:10.1007/s11263-017-1059-x.
     """
     maps = word_maps(run, site, words=words, mask=mask, exclude=exclude)
-    scored = [m for m in maps if m.inside is not None and m.inside.any()]
+    scored = [m for m in maps if m.inside is not None and m.inside.any() and m.others]
     names = list(dict.fromkeys([*(words or ()), *sorted({m.word for m in scored})]))
     results: list[Result] = []
     for name in ("all words", *names):
         some = [m for m in scored if name == "all words" or m.word == name.lower()]
         if not some and name != "all words":
             occurs = any(m.word == name.lower() for m in maps)
-            reason = "no mask tells what it names" if occurs else "it is in no prompt among the tokens"
+            reason = (
+                "no mask tells it from another region" if occurs else "it is in no prompt among the tokens"
+            )
             results.append(cannot_say(f"{name} / pointing", reason, unit="share of hits"))
             continue
         results += _scores(run, some, name=name, n_permutations=n_permutations, seed=seed)
@@ -306,34 +323,85 @@ def _scores(run: Run, maps: Sequence[WordMap], *, name: str, n_permutations: int
     scores = np.stack([inside[:, best].T, shared / np.maximum(union, 1)]).astype(np.float64)
     n_patches = np.array([len(one) for one in masks])
     scores[:, n_patches[:, None] != n_patches[None]] = np.nan
-    every = np.arange(len(maps))
-    found = scores[:, every, every]
-    rng = np.random.default_rng([seed, 4])
-    null = np.stack([np.nanmean(scores[:, every, _elsewhere(units, rng)], 1) for _ in range(n_permutations)])
+    beside = [
+        [(other[at], (m.chosen & other).sum() / (m.chosen | other).sum()) for other in m.others]
+        for m, at in zip(maps, best, strict=True)
+    ]
     area = float(np.mean([m.mean() for m in masks]))
-    out = []
-    for row, (what, unit, chance, interval) in enumerate(
-        (
-            ("pointing", "share of hits", {"share of patches": area}, share_interval(found[0], units)),
-            ("IoU", "IoU of patches", {}, bootstrap_mean(found[1], units, seed=seed)),
+    every = np.arange(len(maps))
+    return [
+        _judged(
+            lambda masks_of, row=row: scores[row, every, masks_of],
+            [np.array([one[row] for one in some], np.float64) for some in beside],
+            units,
+            name=f"{name} / {what}",
+            unit=unit,
+            chance=chance,
+            is_share=row == 0,
+            n_permutations=n_permutations,
+            seed=seed,
         )
-    ):
-        test = summarise_null(float(found[row].mean()), null[:, row])
-        out.append(
-            Result(
-                name=f"{name} / {what}",
-                value=test.value,
-                unit=unit,
-                n=len(maps),
-                over=units.over,
-                n_units=units.n,
-                interval=interval,
-                controls={"masks of other items": test.null_mean, **chance},
-                p=test.p,
-                reach=test.reach,
-            )  # fmt: skip
+        for row, (what, unit, chance) in enumerate(
+            (("pointing", "share of hits", {"share of patches": area}), ("IoU", "IoU of patches", {}))
         )
-    return out
+    ]
+
+
+def _judged(
+    scores: Callable[[NDArray[np.integer]], NDArray[np.float64]],
+    beside: Sequence[NDArray[np.float64]],
+    units: Units,
+    *,
+    name: str,
+    unit: str,
+    chance: Mapping[str, float],
+    is_share: bool,
+    n_permutations: int,
+    seed: int,
+) -> Result:
+    """Return the mean score of maps on their own masks against both controls (see `semantics`).
+
+    Args:
+        scores: Takes for each map the number of the map whose mask it gets, returns its score on that, [n]; NaN where
+            the mask does not fit.
+        beside: For each map, its scores on the other regions of its image, at least one.
+        units: Unit of each map.
+        name: Name of the result.
+        unit: Its unit.
+        chance: Further controls.
+        is_share: Scores are yes or no.
+        n_permutations: Shuffles of either kind.
+        seed: Seeds them.
+    """
+    found = scores(np.arange(len(beside)))
+    rng = np.random.default_rng([seed, 4])
+    elsewhere = [np.nanmean(scores(_elsewhere(units, rng))) for _ in range(n_permutations)]
+    counts = np.array([1 + len(others) for others in beside])
+    among = np.full((len(beside), counts.max()), np.nan)
+    for row, own, others in zip(among, found, beside, strict=True):
+        row[: 1 + len(others)] = own, *others
+    exchanged = []
+    for _ in range(n_permutations):
+        drawn = rng.random(units.n)[
+            units.ids
+        ]  # one draw for all maps of a unit: its regions are the same ones
+        exchanged.append(among[np.arange(len(among)), (drawn * counts).astype(int)].mean())
+    tests = [summarise_null(float(found.mean()), np.array(null)) for null in (elsewhere, exchanged)]
+    worst = max(tests, key=lambda test: test.p)
+    means = (tests[0].null_mean, float(np.mean([others.mean() for others in beside])))
+    return Result(
+        name=name,
+        value=tests[0].value,
+        unit=unit,
+        n=len(found),
+        over=units.over,
+        n_units=units.n,
+        interval=share_interval(found, units) if is_share else bootstrap_mean(found, units, seed=seed),
+        controls={**dict(zip(CONTROLS, means, strict=True)), **chance},
+        p=worst.p,
+        reach=worst.reach,
+        details={f"p against {control}": test.p for control, test in zip(CONTROLS, tests, strict=True)},
+    )
 
 
 def _elsewhere(units: Units, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -376,23 +444,23 @@ def _one_group(
         reason = f"words with masks in {units.n} independent {units.over}s; need at least {MIN_UNITS}"
         return cannot_say(name, reason, unit=unit, n=len(maps), over=units.over)
 
-    def same(other: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Whether each word has the group of most patches under the mask of another image, laid on its own."""
-        out = np.full(len(maps), np.nan)
-        for i, j in enumerate(other):
-            if len(masks[j]) == len(labels[i]):
-                out[i] = np.bincount(labels[i][masks[j]]).argmax() == mine[i]
-        return out
+    def same(i: int, mask: NDArray[np.bool_]) -> float:
+        """Whether word i has the group of most patches under a mask laid on its image."""
+        return (
+            float(np.bincount(labels[i][mask]).argmax() == mine[i]) if len(mask) == len(labels[i]) else np.nan
+        )
 
-    is_same = same(np.arange(len(maps)))
-    rng = np.random.default_rng([seed, 5])
-    null = np.array([np.nanmean(same(_elsewhere(units, rng))) for _ in range(n_permutations)])
-    test = summarise_null(float(is_same.mean()), null)
-    return Result(
-        name=name, value=test.value, unit=unit, n=len(maps), over=units.over, n_units=units.n,
-        interval=share_interval(is_same, units),
-        controls={"masks of other items": test.null_mean}, p=test.p, reach=test.reach,
-    )  # fmt: skip
+    return _judged(
+        lambda masks_of: np.array([same(i, masks[j]) for i, j in enumerate(masks_of)]),
+        [np.array([same(i, other) for other in m.others]) for i, m in enumerate(maps)],
+        units,
+        name=name,
+        unit=unit,
+        chance={},
+        is_share=True,
+        n_permutations=n_permutations,
+        seed=seed,
+    )
 
 
 def _aligned(

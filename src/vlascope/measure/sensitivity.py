@@ -17,8 +17,8 @@ from ..progress import watched
 from .findings import Finding, Row
 from .means import mean_result
 from .prompts import negate, paraphrase, swap_noun, swap_verb
-from .resample import Units, bootstrap_mean, units_of
-from .result import Result, cannot_say, number_text, plain_json, table
+from .resample import N_PERMUTATIONS, Units, bootstrap_mean, item_units, summarise_null
+from .result import Result, adjusted, cannot_say, number_text, plain_json, table
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -27,6 +27,7 @@ HARDLY = 0.1
 """Text that moves the action less than this share of what the image does hardly matters."""
 MIN_ITEMS = 5
 AGAIN = "same input again"
+AGAIN_TWICE = "same input once more"
 ACTION_UNIT = "units of the action"
 
 Change = Callable[[Item, Sequence[Item]], "Item | None"]
@@ -105,7 +106,8 @@ class SensitivityResult:
             distance between two items.
         actions: Per change and degree of freedom: mean absolute movement in the action's own unit.
         ratios: Movement of the whole action (each degree of freedom in units of its spread over items) by other verb,
-            other noun and any text, relative to another scene.
+            other noun and text (the larger of both), relative to another scene. p: against what asking the same again
+            moves it.
     """
 
     n_items: int
@@ -126,6 +128,11 @@ class SensitivityResult:
             return f"the text moves the action {end}; too few independent items for a verdict"
         if text.interval[1] < HARDLY:
             return f"the action hardly depends on the text: it moves it {end}"
+        if not text.found:
+            return (
+                f"cannot say whether the action depends on the text: it moves it {end}, and asking the same again "
+                f"moves it {number_text(text.controls[AGAIN])} of that"
+            )
         if text.interval[0] > HARDLY:
             return f"the action depends on the text: it moves it {end}"
         return f"undecided: the text moves the action {end}, and the interval holds {HARDLY:g}"
@@ -179,7 +186,8 @@ def sensitivity(
 
     Args:
         model: The model; without actions, features alone are compared.
-        items: Items with prompts; independent ones are best (intervals resample whole episodes).
+        items: Items with prompts; independent ones are best. Where all belong to episodes, these are what is
+            independent: frames of fewer than 5 of them give no interval and no verdict.
         sites: Layers to compare; none skips features.
         changes: Names of `CHANGES`; None takes all. A change that does not apply to an item (no known verb) leaves it
             out of that change.
@@ -191,8 +199,9 @@ def sensitivity(
     Raises:
         InputError: no items or an unknown change.
 
-    Cost: one forward pass and one answer per item and change, and two more per item: the control is how far things
-    move when nothing changes.
+    Cost: one forward pass and one answer per item and change, and three more per item: the control is how far things
+    move when nothing changes. It is asked twice, since the text is changed twice (verb, noun) and the larger movement
+    counts.
     """
     items = list(items)
     names = list(CHANGES) if changes is None else list(changes)
@@ -201,11 +210,10 @@ def sensitivity(
         raise InputError(
             f"unknown change '{unknown[0]}'; known are {', '.join(CHANGES)}." if unknown else "got no items."
         )
-    independent = all(item.episode is not None for item in items) and len({i.episode for i in items}) > 1
-    units = units_of([i.episode if independent else i.item_id for i in items],
-                     over="episode" if independent else "item")  # fmt: skip
+    units = item_units(items)
     base_features, base_actions, action_names = _read(model, items, sites, batch_size)
     again_features, again_actions, _ = _read(model, items, sites, batch_size)
+    third_actions = _read(model, items, (), batch_size)[1]
     unit_of = _units_by_name(action_unit, action_names)
     features: list[Result] = []
     actions: list[Result] = []
@@ -243,7 +251,9 @@ def sensitivity(
                 )
             moved[name] = np.full(len(items), np.nan)
             moved[name][rows] = _whole(steps, spread)
-            moved[AGAIN] = _whole(np.abs(again_actions - base_actions), spread)
+    if base_actions is not None and again_actions is not None and third_actions is not None:
+        moved[AGAIN] = _whole(np.abs(again_actions - base_actions), spread)
+        moved[AGAIN_TWICE] = _whole(np.abs(third_actions - base_actions), spread)
     return SensitivityResult(
         len(items), action_names, tuple(features), tuple(actions), _ratios(moved, units, seed=seed)
     )
@@ -321,22 +331,29 @@ def _feature(
 
 
 def _ratios(moved: Mapping[str, NDArray[np.float64]], units: Units, *, seed: int) -> tuple[Result, ...]:
-    """Return verb : image, noun : image and text : image, on the items that both changes apply to."""
+    """Return verb : image, noun : image and text : image, on the items that both changes apply to.
+
+    The text is changed in up to two ways, and the larger movement counts; so the larger of as many answers to the same
+    input is what it must exceed. All other numbers compare one answer with one.
+    """
     image = moved.get("other scene")
-    text = [moved[name] for name in ("other verb", "other noun") if name in moved]
-    tops = {"verb : image": moved.get("other verb"), "noun : image": moved.get("other noun")}
-    if text:
-        known = np.isfinite(np.stack(text))
-        total = np.where(known, np.stack(text), 0).max(0)
-        tops["text : image"] = np.where(known.any(0), total, np.nan)
+    verb, noun = moved.get("other verb"), moved.get("other noun")
+    once, twice = moved.get(AGAIN), moved.get(AGAIN_TWICE)
+    tops = {"verb : image": (verb, once), "noun : image": (noun, once), "text : image": (None, None)}
+    text = [one for one in (verb, noun) if one is not None]
+    if text and once is not None and twice is not None:
+        n_ways = np.isfinite(np.stack(text)).sum(0)
+        tops["text : image"] = (_larger(text), np.where(n_ways > 1, _larger([once, twice]), once))
     out = []
-    for name in ("verb : image", "noun : image", "text : image"):
-        top = tops.get(name)
-        if top is None or image is None:
-            reason = "the model gives no actions, or the change applies to no item"
+    for name, (top, again) in tops.items():
+        if top is None or again is None or image is None:
+            lacking = "the change" if image is not None else "another scene"
+            reason = (
+                "the model gives no actions" if once is None else f"{lacking} applies to none of the items"
+            )
             out.append(cannot_say(name, reason, over=units.over))
             continue
-        both = np.isfinite(top) & np.isfinite(image)
+        both = np.isfinite(top) & np.isfinite(image) & np.isfinite(again)
         n_units = len(np.unique(units.ids[both]))
         if n_units < MIN_ITEMS or not image[both].sum() > 0:
             reason = (
@@ -347,16 +364,34 @@ def _ratios(moved: Mapping[str, NDArray[np.float64]], units: Units, *, seed: int
             out.append(cannot_say(name, reason, n=int(both.sum()), over=units.over))
             continue
         here = units.take(both)
+        total = image[both].sum()
         out.append(
             Result(
                 name=name,
-                value=float(top[both].sum() / image[both].sum()),
-                unit="ratio",
+                value=float(top[both].sum() / total),
+                unit="ratio" if name != "text : image" else "ratio (larger of verb and noun)",
                 n=int(both.sum()),
                 over=units.over,
                 n_units=n_units,
                 interval=bootstrap_mean(top[both], here, over_values=image[both], seed=seed),
-                controls={AGAIN: float(np.nanmean(moved[AGAIN]) / image[both].mean())},
+                controls={AGAIN: float(again[both].sum() / total)},
+                p=_beyond(top[both], again[both], here, seed=seed),
+                test="exchange with the same input again",
             )
         )
-    return tuple(out)
+    return tuple(adjusted(out))
+
+
+def _larger(ways: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the larger of the known movements of each item, NaN where none is known."""
+    stack = np.stack(ways)
+    known = np.isfinite(stack)
+    return np.where(known.any(0), np.where(known, stack, -np.inf).max(0), np.nan)
+
+
+def _beyond(top: NDArray[np.float64], again: NDArray[np.float64], units: Units, *, seed: int) -> float:
+    """Return p of the change moving no more than the same input again: both are exchanged, in whole units."""
+    more = np.bincount(units.ids, top - again, minlength=units.n).astype(np.float64)
+    draws = np.random.default_rng([seed, 10]).random((N_PERMUTATIONS, units.n))
+    null = np.where(draws < 0.5, -1.0, 1.0) @ more
+    return summarise_null(float(more.sum()), null).p

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..spectral.cut import CutResult, cut_run
-from .changes import PENALTY, TOLERANCE, Kind, agreement
+from .changes import OTHER_EVENTS, PENALTY, TOLERANCE, Kind, agreement
 from .findings import EpisodeSeries, Finding, Row
 from .outcomes import FALSE_ALARMS, Warnings, compare_outcomes, early_warning
 from .phrases import phrase_results
 from .result import Result, adjusted, number_text, plain_json, table, undecided
-from .timeline import Timeline, need_episodes, timelines
+from .timeline import Timeline, events_of, frames_of, need_event, timelines
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -61,14 +61,14 @@ class TemporalResult:
         told = [r for r in self.events if r.value is not None]
         if hit:
             some = ", ".join(
-                f"{r.name} in {r.value or 0:.0%} of {r.n} episodes ({next(iter(r.controls.values())):.0%} by chance)"
+                f"{r.name} in {r.value or 0:.0%} of {r.n} episodes ({r.controls[OTHER_EVENTS]:.0%} of {OTHER_EVENTS})"
                 for r in hit
             )
             text += f"; they hit {some}"
         elif unclear := undecided(told):
             text += f"; cannot say what they hit ({unclear})"
         elif told:
-            text += f"; they hit no event more often than rotated ones ({', '.join(r.name for r in told)})"
+            text += f"; they hit no event more often than {OTHER_EVENTS} ({', '.join(r.name for r in told)})"
         else:
             text += f"; cannot say what they hit: {self.events[0].reason if self.events else 'no events are known'}"
         caught = self.warning.caught
@@ -160,20 +160,22 @@ def temporal(
         tolerance: Frames between a change and an event that count as a hit.
         kind: "trend" (changes of course) or "level" (steps), see `change_points`.
         penalty: Cost of a change point.
-        n_permutations: Rotations and shuffles behind each p-value.
+        n_permutations: Shuffles behind each p-value.
         seed: Seeds the cut and everything random.
         cut: Use this cut, which must hold the site and k.
         color: Palette of the cut.
 
     Raises:
-        InputError: frames that belong to no episode, no such tokens, or parameters out of range.
+        InputError: frames that belong to no episode, no such event, no such tokens, or parameters out of range.
         SiteNotFoundError: no such site.
         MissingExtraError: ruptures is not installed.
 
     Cost: the cut, and about 1 s per 300 frames.
     """
     run.site(site)
-    need_episodes(run)
+    known = {name for rows in frames_of(run).values() for name in events_of(rows)}
+    for asked_for in (align_at, failure_event):
+        need_event(asked_for, known)
     if cut is None:
         cut = cut_run(run, sites=(site,), k=(k,), kinds=tuple(kinds), seed=seed, color=color)
     lines = timelines(
@@ -235,7 +237,7 @@ def _series(result: TemporalResult, line: Timeline) -> EpisodeSeries:
         events={name: step(frame) for name, frame in line.events.items()},
         occupancy=tuple(tuple(row) for row in np.round(line.occupancy.astype(np.float64), 4).tolist()),
         anomaly=() if odd is None else tuple(np.round(odd, 4).tolist()),
-        threshold=result.warning.threshold,
+        threshold=result.warning.thresholds.get(line.episode),
         alarm=None if alarm is None else step(alarm),
     )
 

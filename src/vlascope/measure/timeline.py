@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,14 @@ from ..progress import watched
 from .changes import MIN_FRAMES, PENALTY, Kind, change_points
 
 if TYPE_CHECKING:
+    from ..items.item import Scalar
     from ..runs import Run
     from ..runs.tables import ItemRow
     from ..spectral.cut import CutResult
 
 EVENT = "event."
+WON = frozenset(("true", "yes", "success", "succeeded", "1", "1.0"))
+LOST = frozenset(("false", "no", "failure", "failed", "fail", "0", "0.0"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +77,46 @@ class Timeline:
         return out
 
 
-def need_episodes(run: Run) -> None:
-    """Raise `InputError` where an item belongs to no episode."""
+def frames_of(run: Run) -> dict[int, list[ItemRow]]:
+    """Return the frames of each episode in order of time, episodes in order of their numbers.
+
+    Raises:
+        InputError: an item belongs to no episode.
+    """
     if any(row.episode is None or row.step is None for row in run.items):
         raise InputError("time lines need frames of episodes; some items of this run belong to none.")
+    out: dict[int, list[ItemRow]] = {}
+    for row in sorted(run.items, key=lambda row: (row.episode or 0, row.step or 0)):
+        out.setdefault(int(row.episode or 0), []).append(row)
+    return out
+
+
+def outcome_of(told: Scalar, *, label: str, episode: int) -> bool | None:
+    """Return whether an episode succeeded by what its label says; None where it says nothing.
+
+    Tables often hold text, and any text, "false" too, counts as true in Python: so only words with one meaning are
+    taken (true, yes, success, 1 and their opposites, in any case).
+
+    Raises:
+        InputError: the label says something else.
+    """
+    said = "" if told is None else str(told).strip().lower()
+    if not said or said == "nan":
+        return None
+    if said in WON or said in LOST:
+        return said in WON
+    raise InputError(
+        f"episode {episode} has '{told}' in its label '{label}'; an outcome is one of {', '.join(sorted(WON))} "
+        f"or one of {', '.join(sorted(LOST))}. Write one of these, or name another label."
+    )
+
+
+def need_event(name: str | None, known: Iterable[str]) -> None:
+    """Raise `InputError` where an event is asked for that no episode has; None asks for none."""
+    known = sorted(set(known))
+    if name is not None and name not in known:
+        has = f"known are {', '.join(known)}" if known else "no events are known"
+        raise InputError(f"no episode has an event '{name}'; {has}.")
 
 
 def timelines(
@@ -100,29 +139,25 @@ def timelines(
         site: One of `cut.sites`.
         k: One of its numbers of concepts.
         kinds: Which tokens are counted.
-        success: Label with the outcome (true or false).
+        success: Label with the outcome (see `outcome_of`).
         kind: See `change_points`.
         penalty: See `change_points`.
         seed: See `change_points`.
 
     Raises:
-        InputError: frames without an episode, a site or k that the cut lacks, or no tokens of these kinds.
+        InputError: frames without an episode, a site or k that the cut lacks, no tokens of these kinds, or an
+            outcome that is neither true nor false.
     """
-    need_episodes(run)
+    by_episode = frames_of(run)
     occupied = occupancy(run, cut, site=site, k=k, kinds=kinds)
     present = presence(occupied)
-    by_episode: dict[int, list[ItemRow]] = {}
-    for row in run.items:
-        by_episode.setdefault(int(row.episode or 0), []).append(row)
     out = []
-    for episode, rows in watched(sorted(by_episode.items()), desc="episodes", unit="episode"):
-        rows = sorted(rows, key=lambda row: row.step or 0)
+    for episode, rows in watched(by_episode.items(), desc="episodes", unit="episode"):
         items = np.array([row.index for row in rows], np.int64)
         steps = np.array([row.step for row in rows], np.int64)
         changes = None
         if len(rows) >= MIN_FRAMES:
             changes = change_points(occupied[items], kind=kind, penalty=penalty, seed=seed)
-        told = rows[0].labels.get(success)
         out.append(
             Timeline(
                 episode=episode,
@@ -132,7 +167,7 @@ def timelines(
                 present=present[items],
                 changes=changes,
                 events=events_of(rows),
-                success=None if told is None else bool(told),
+                success=outcome_of(rows[0].labels.get(success), label=success, episode=episode),
                 prompt=rows[0].prompt,
             )  # fmt: skip
         )
