@@ -136,6 +136,43 @@ def test_labels_by_key_are_saved(drive, books, tmp_path):
     assert d.page.locator(".list b").count() == 0
 
 
+def test_a_reason_stays_with_the_episode_it_was_typed_for(drive, run, tmp_path):
+    from vlascope.app import open_books
+
+    books = open_books([run.path])
+    for row in books[0].run.items:  # in the made-up items all episodes have one name
+        object.__setattr__(row, "item_id", f"ep{row.episode:04d}/{row.step:06d}")
+    d = drive(books)
+    why, pressed = d.page.locator(".review input"), d.page.locator('.verdict[aria-pressed="true"]')
+    why.fill("slipped")
+    d.page.locator(".unit").nth(1).click()
+    d.settle()
+    assert why.input_value() == ""
+    d.press("1")
+    d.until("document.querySelector('.chip') !== null")
+    assert "slipped" not in (tmp_path / "labels.csv").read_text()
+    assert pressed.all_inner_texts() == ["Success\n1"]
+    d.page.locator(".unit").first.click()
+    d.settle()
+    assert why.input_value() == "slipped" and pressed.count() == 0
+    d.press("2")
+    d.until("document.querySelectorAll('.chip').length === 2")
+    assert "slipped" in (tmp_path / "labels.csv").read_text().splitlines()[-1]
+    d.page.locator(".unit").nth(1).click()
+    d.settle()
+    assert why.input_value() == ""
+    d.page.locator(".unit").first.click()  # what is saved is shown again
+    d.settle()
+    assert why.input_value() == "slipped" and pressed.all_inner_texts() == ["Failure\n2"]
+
+
+def test_other_labels_are_listed_and_found(drive, books):
+    d = drive(books)
+    assert d.page.locator(".unit .label").all_inner_texts()[:3] == ["colour: red", "n: 0", "speed: 0.5"]
+    d.page.get_by_role("searchbox", name="Find").fill("n: 7")
+    assert d.page.locator(".unit .title").all_inner_texts() == ["Episode 1"]
+
+
 def test_groups_light_up_everywhere_under_the_pointer(drive, books):
     d = drive(books)
     d.press("k")
