@@ -166,11 +166,45 @@ def test_a_reason_stays_with_the_episode_it_was_typed_for(drive, run, tmp_path):
     assert why.input_value() == "slipped" and pressed.all_inner_texts() == ["Failure\n2"]
 
 
-def test_other_labels_are_listed_and_found(drive, books):
+def test_labels_of_images_are_listed_and_found(drive, run):
+    from vlascope.app import open_books
+
+    books = open_books([run.path])
+    for row in books[0].run.items:
+        object.__setattr__(row, "episode", None)
+        object.__setattr__(row, "item_id", f"{row.index}.jpg")
     d = drive(books)
     assert d.page.locator(".unit .label").all_inner_texts()[:3] == ["colour: red", "n: 0", "speed: 0.5"]
     d.page.get_by_role("searchbox", name="Find").fill("n: 7")
-    assert d.page.locator(".unit .title").all_inner_texts() == ["Episode 1"]
+    assert d.page.locator(".unit .title").all_inner_texts() == ["7.jpg"]
+
+
+def test_small_actions_have_a_scale_and_the_time_an_axis(drive, run):
+    import numpy as np
+
+    from vlascope.app import open_books
+
+    books = open_books([run.path])
+    for row in books[0].run.items:
+        moves = np.array([0.02 * (-1) ** row.index, 0.004, -0.006, 0.001], np.float32)
+        object.__setattr__(row, "action", moves)
+    d = drive(books)
+    d.page.add_init_script(RECORD_TEXTS)
+    d.page.goto("about:blank")
+    d.open(d.url)
+    texts = d.page.evaluate("[...new Set(window.texts)]")
+    assert {"−0.01", "0.00", "0.01"} <= set(texts), texts
+    assert {"seconds", "0.0", "0.1", "0.6"} <= set(texts) and "0.00" in texts
+    values = d.page.locator("#time .legend b").all_inner_texts()
+    assert values[:3] == ["+0.020", "+0.0040", "−0.0060"]
+
+
+RECORD_TEXTS = """window.texts = [];
+const draw = CanvasRenderingContext2D.prototype.fillText;
+CanvasRenderingContext2D.prototype.fillText = function (text, ...at) {
+  window.texts.push(text);
+  return draw.call(this, text, ...at);
+};"""
 
 
 def test_groups_light_up_everywhere_under_the_pointer(drive, books):

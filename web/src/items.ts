@@ -15,7 +15,7 @@ interface Unit {
 }
 
 const MAX_SHOWN = 300;
-const MAX_LABELS = 3; // of an image or episode, in the list; Find looks through all of them
+const MAX_LABELS = 3; // of an image, in the list; Find looks through all of them
 const VERDICTS: { review: Verdict; key: string; name: string }[] = [
   { review: "success", key: "1", name: "Success" },
   { review: "failure", key: "2", name: "Failure" },
@@ -130,7 +130,9 @@ export class ItemsView {
     const facts: (Node | string | null)[] = [];
     if (unit.outcome) facts.push(h("span", { class: unit.success ? "good" : "bad" }, unit.outcome));
     if (unit.items.length > 1) facts.push(h("span", {}, `${unit.items.length} frames`));
-    for (const label of unit.labels.slice(0, MAX_LABELS)) facts.push(h("span", { class: "label", title: label }, label));
+    // Those of an episode are mostly where its file was and the like: Find looks through them, the list spares them.
+    const isImage = this.data.items[0]!.items[middle]!.episode === null;
+    for (const label of isImage ? unit.labels.slice(0, MAX_LABELS) : []) facts.push(h("span", { class: "label", title: label }, label));
     if (review) facts.push(h("span", { class: `chip ${review.review}`, title: review.reason }, review.review));
     const thumb = this.data.items[0]!.items[middle]!.cameras.length
       ? this.thumb(middle)

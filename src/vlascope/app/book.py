@@ -367,7 +367,8 @@ def shared_items(first: Run, second: Run) -> np.ndarray:
 
 
 def _numbers(values: Any) -> list[float]:
-    return [round(float(v), 5) if np.isfinite(v) else 0.0 for v in values]
+    """Return six significant digits of each: some actions are a few thousandths of the others."""
+    return [float(f"{float(v):.6g}") if np.isfinite(v) else 0.0 for v in values]
 
 
 def open_books(
