@@ -1,7 +1,7 @@
 // The left side: episodes (or single images), what is known of them, and what a person says about them.
 import { addReview, getReviews, imageUrl, showImage } from "./api";
 import type { Data } from "./data";
-import { h } from "./dom";
+import { h, reveal } from "./dom";
 import type { Item, Reviews, Verdict } from "./types";
 
 interface Unit {
@@ -99,7 +99,7 @@ export class ItemsView {
     this.fill();
     this.fields();
     this.said.textContent = "";
-    this.list.querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
+    reveal(this.list, this.list.querySelector('[aria-current="true"]'));
   }
 
   /** Show what is saved of the chosen unit, or what was typed for it. */

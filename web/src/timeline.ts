@@ -16,6 +16,7 @@ export class Timeline {
   private play = h("button", { type: "button", class: "play", "aria-keyshortcuts": "Space" }, "Play");
   private output = h("output", {});
   private legend = h("div", { class: "legend" });
+  private note = h("span", { class: "own" }); // in the legend: what the band of concepts is drawn with
   private show = h("select", { "aria-label": "Curves" }, h("option", { value: "actions" }, "actions"), h("option", { value: "states" }, "states"));
   private timer = 0;
   private scene!: Scene;
@@ -119,13 +120,15 @@ export class Timeline {
     ctx.moveTo(here, this.top - 4);
     ctx.lineTo(here, height - AXIS);
     ctx.stroke();
-    if (this.legend.childElementCount !== curves.length || this.legend.dataset.names !== curves.map((c) => c.name).join()) {
+    const { k, color } = view;
+    this.note.textContent = `concepts: ${k} groups${color === "palette" ? ", in the colours of the cut" : ""}`;
+    if (this.legend.dataset.names !== curves.map((c) => c.name).join()) {
       this.legend.dataset.names = curves.map((c) => c.name).join();
       this.legend.replaceChildren(...curves.map((c, i) => {
         const swatch = h("span", { class: "line" });
         swatch.style.background = LINES[i]!;
         return h("span", {}, swatch, `${c.name} `, h("b", {}));
-      }));
+      }), this.note);
     }
     curves.forEach((c, i) => {
       const low = Math.min(...c.values), high = Math.max(...c.values);
