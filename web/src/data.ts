@@ -51,10 +51,11 @@ export class Data {
 
   /** What an item is called: "frame 3 of 8 of episode 1", or the image's id. */
   itemName(item: number): string {
-    const { items } = this.items[0]!, { episode, step, id } = items[item]!;
+    const { items } = this.items[0]!, { episode, id } = items[item]!;
     if (episode === null) return id;
-    const steps = items.filter((one) => one.episode === episode).map((one, i) => one.step ?? i).sort((a, b) => a - b);
-    return `frame ${steps.indexOf(step ?? 0) + 1} of ${steps.length} of episode ${episode}`;
+    const frames = items.map((_, i) => i).filter((i) => items[i]!.episode === episode)
+      .sort((a, b) => (items[a]!.step ?? a) - (items[b]!.step ?? b));
+    return `frame ${frames.indexOf(item) + 1} of ${frames.length} of episode ${episode}`;
   }
 
   /** Item of run `run` that shows the same as an item of the first run; -1 where there is none. */

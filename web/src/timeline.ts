@@ -217,7 +217,7 @@ export class Timeline {
     const { values, digits } = niceTicks(at[0]!, at.at(-1)!, Math.min(11, Math.max(2, Math.floor(width / 56))), !isTime);
     ctx.fillStyle = muted;
     ctx.textAlign = "right";
-    ctx.fillText(isTime ? "seconds" : "step", LEFT - 20, y + 10); // the first number needs room
+    ctx.fillText(isTime ? "seconds" : "step", LEFT - 24, y + 10); // the first number needs room
     let f = 0;
     for (const value of values) {
       while (f < at.length - 2 && at[f + 1]! < value) f++;
