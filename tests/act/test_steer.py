@@ -154,6 +154,10 @@ def test_units_and_differences(sae, rng):
     assert 2.0 < direction_unit(tokens, RAMP) < 3.2
     with pytest.raises(InputError, match="same mean"):
         mean_difference(tokens, tokens)
+    with pytest.raises(InputError, match="got 0 tokens to steer to and 400 to steer from"):
+        mean_difference(tokens[:0], tokens)
+    with pytest.raises(InputError, match="equal widths"):
+        mean_difference(tokens, tokens[:, :7])
 
 
 def test_reading_an_answer_again_gives_the_decoded_distribution(mini, base):

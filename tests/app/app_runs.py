@@ -10,15 +10,27 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
 
 
-def make_run(path: Path, *, n_items: int = 9, weights: str = "w1", version: str = "a"):
+def make_run(
+    path: Path, *, n_items: int = 9, weights: str = "w1", version: str = "a", sees_wrist: bool = False
+):
+    from vlascope.models.layout import concat, grid_tokens
     from vlascope.runs import capture
 
     spec = importlib.util.spec_from_file_location("run_fakes", ROOT / "tests" / "runs" / "fakes.py")
     assert spec and spec.loader
     fakes = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fakes)
+
+    class Model(fakes.FakeModel):
+        def prepare(self, items, **how):
+            batch = super().prepare(items, **how)
+            if sees_wrist:  # patches of the second image follow those of the first
+                wrist = grid_tokens(2, 1, frame=(0, 0, 3, 4), camera=1)
+                batch.layouts["vision"] = [concat([one, wrist]) for one in batch.layouts["vision"]]
+            return batch
+
     return capture(
-        fakes.FakeModel(weights=weights),
+        Model(weights=weights),
         fakes.ArraySource(n_items, version=version),
         sites="*",
         out=path,

@@ -108,6 +108,44 @@ def test_what_cannot_be_done_is_said_in_the_panel(drive, books, run):
     assert d.page.locator("#try").is_enabled()
 
 
+def test_what_the_form_no_longer_says_is_marked_or_gone(drive, vla_book):
+    d = drive([vla_book])
+    d.page.goto("about:blank")
+    d.open(d.url + "#item=2&panel=edit&edit.kind=attention&edit.frames=1")
+    d.page.locator("#try").click()
+    finished(d)
+    older = d.page.locator("#edits .older")
+    assert not older.is_visible()
+    said = d.page.locator("#edits .result").inner_text()
+    assert "Before and after: the action of frame 3 of 6 of episode 0." in said and "this frame" not in said
+    d.press("ArrowRight")  # the form asks for the same, the result is still of the third frame
+    assert not older.is_visible() and "frame 3 of 6" in d.page.locator("#edits .result").inner_text()
+    choose(d, "source", "text")
+    assert "earlier edit" in older.inner_text()
+    choose(d, "source", "patch")
+    assert not older.is_visible()
+    choose(d, "kind", "words")
+    assert older.is_visible()
+    d.page.locator("#try").click()  # names no words
+    d.until("document.querySelector('#edits > div:not(.result) .error')")
+    d.page.locator('[data-field="from"]').fill("pick")
+    d.until("!document.querySelector('#edits > div:not(.result) .error')")
+
+
+def test_words_are_steered_at_a_layer_that_has_them(drive, vla_book):
+    d = drive([vla_book])
+    d.page.goto("about:blank")
+    link = "#item=1&site=vision.5&panel=edit&edit.kind=words&edit.from=pick&edit.to=put&edit.frames=1&edit.where=text"
+    d.open(d.url + link)
+    assert "language.5 (the last with words; vision.5 has none)" in d.page.locator("#edits form").inner_text()
+    d.page.locator("#try").click()
+    finished(d)
+    assert "pick to put" in d.page.locator("#edits .result").inner_text()
+    d.page.get_by_role("slider", name="Layer").press("ArrowRight")
+    d.settle()
+    assert "language.2 (the shown layer)" in d.page.locator("#edits form").inner_text()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_in_the_panel(drive, vla_book, scheme):
     if not AXE.is_file():

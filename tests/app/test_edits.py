@@ -137,6 +137,7 @@ def test_a_module_is_compared_with_its_like_in_other_blocks(vla_book, mini_vla):
         (Ask(kind="group", site="vision.5", k=4, group=9), "concept 10"),
         (Ask(kind="words", site="language.2", away_from="red", to=""), "two words"),
         (Ask(kind="words", site="language.2", away_from="zebra", to="giraffe"), "zebra"),
+        (Ask(kind="words", site="vision.5", away_from="pick", to="put"), "vision.5 has no words"),
         (Ask(kind="latent", dictionary="sae-0123"), "no such dictionary"),
         (Ask(kind="attention", source="nobody"), "nobody"),
         (Ask(kind="group", site="vision.5", k=4, where="sky"), "sky"),
@@ -145,6 +146,18 @@ def test_a_module_is_compared_with_its_like_in_other_blocks(vla_book, mini_vla):
 def test_what_cannot_be_asked(vla_book, mini_vla, ask, message):
     with pytest.raises(InputError, match=message):
         make_edit(vla_book, mini_vla, ask, items=[run_item(vla_book.run, 0)])
+
+
+def test_numbers_that_differ_do_so_in_the_verdict():
+    from vlascope.app.trial import _verdict
+
+    none = np.zeros((0, 0))
+    said = [_verdict(kl, [other], none, [], n=1, kind="attention") for kl, other in
+            ((3.04, 2.96), (0.0123, 0.0122), (2.0, 2.0), (250.0, 3.0))]  # fmt: skip
+    assert "by 3.04 nats" in said[0] and "(most: 2.96)" in said[0]
+    assert "by 0.0123 nats" in said[1] and "(most: 0.0122)" in said[1]
+    assert "by 2.0 nats" in said[2] and "do as much (most: 2.0)" in said[2]
+    assert "by 250 nats" in said[3] and "(most: 3)" in said[3]
 
 
 def test_nearest_tokens_of_known_values(vla_book):
@@ -294,9 +307,12 @@ def test_over_the_wire(vla_client, vla_book):
     assert vla_client.get(f"/api/edits/{number + 1}").status_code == 404
     assert vla_client.post(f"/api/edits/{number + 1}/stop").status_code == 404
     for wrong in ({"item": 99}, {"kind": "rm -rf"}, {"site": "nowhere"}, {"strength": 1e9}, {"frames": 10**6},
+                  {"kind": "words", "away_from": "pick", "to": "put"},
                   {"kind": "tokens", "clicks": [{"run": vla_book.key, "site": "language.2", "token": 1}]}):  # fmt: skip
         answer = vla_client.post("/api/edits", json={**ask, **wrong})
         assert answer.status_code in (400, 404, 422) and set(answer.json()) == {"error"}, wrong
+        if wrong.get("kind") == "words":
+            assert answer.json()["error"] == "vision.5 has no words; choose one that has, such as language.5."
 
 
 def test_paths_stay_out_of_what_is_said(vla_book, tmp_path):

@@ -20,7 +20,7 @@ def test_colours_of_a_crop_are_blended_with_the_photograph_alone(drive, tiled_bo
     grids = list(tiled_book.index.patches("vision.0", 0))
     assert len(grids) > 2  # the overview and several crops
     d = drive([tiled_book])
-    d.page.locator('input[aria-label^="Strength"]').evaluate(
+    d.page.locator('input[aria-label^="Opacity"]').evaluate(
         "(e) => { e.value = 50; e.dispatchEvent(new Event('input')); }"
     )
     d.settle()

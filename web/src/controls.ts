@@ -13,7 +13,7 @@ export class Controls {
   private kName = h("output", {});
   private eig = h("input", { type: "range", min: 2, step: 1, "aria-label": "Number of eigenvectors" });
   private eigName = h("output", {});
-  private mix = h("input", { type: "range", min: 0, max: 100, step: 5, "aria-label": "Strength of the colours over the image" });
+  private mix = h("input", { type: "range", min: 0, max: 100, step: 5, "aria-label": "Opacity of the colours over the image" });
   private method = h("select", { "aria-label": "What similarity compares" },
     h("option", { value: "concepts" }, "concepts"), h("option", { value: "features" }, "features"));
   private smooth = h("input", { type: "checkbox" });
@@ -37,7 +37,7 @@ export class Controls {
       field("K", this.k, this.kName),
       field("Eigenvectors", this.eig, this.eigName),
       field("Compare by", this.method),
-      field("Strength", this.mix),
+      field("Opacity", this.mix),
       h("label", { class: "field check" }, this.smooth, h("span", {}, "Smooth")),
     );
     this.edit.addEventListener("click", actions.edit);
@@ -49,7 +49,7 @@ export class Controls {
     );
     this.layer.addEventListener("input", () => this.chooseLayer(Number(this.layer.value)));
     this.colors.addEventListener("change", () => this.chooseColors(this.colors.value));
-    this.k.addEventListener("input", () => store.set({ color: "groups", k: run.ks[Number(this.k.value)]! }));
+    this.k.addEventListener("input", () => store.set({ color: "groups", k: run.ks[Number(this.k.value)]!, pin: -1 }));
     let later = 0;
     this.eig.addEventListener("input", () => {
       this.eigName.textContent = this.eig.value;
@@ -83,7 +83,7 @@ export class Controls {
   stepK(by: number): void {
     const ks = this.data.runs[0]!.ks, { k, color } = this.store.view;
     const at = color === "groups" ? ks.indexOf(k) + by : ks.indexOf(k);
-    this.store.set({ color: "groups", k: ks[(at + ks.length) % ks.length]! });
+    this.store.set({ color: "groups", k: ks[(at + ks.length) % ks.length]!, pin: -1 });
   }
 
   nextPalette(): void {

@@ -43,6 +43,21 @@ export class Data {
     return this.runs[run]!.sites.find((s) => s.name === name);
   }
 
+  /** The layer whose words are shown: the given one, or where that has none the last that has; "" without any. */
+  wordSite(run: number, name: string): string {
+    if (this.site(run, name)?.words) return name;
+    return this.runs[run]!.sites.filter((s) => s.words).at(-1)?.name ?? "";
+  }
+
+  /** What an item is called: "frame 3 of 8 of episode 1", or the image's id. */
+  itemName(item: number): string {
+    const { items } = this.items[0]!, { episode, id } = items[item]!;
+    if (episode === null) return id;
+    const frames = items.map((_, i) => i).filter((i) => items[i]!.episode === episode)
+      .sort((a, b) => (items[a]!.step ?? a) - (items[b]!.step ?? b));
+    return `frame ${frames.indexOf(item) + 1} of ${frames.length} of episode ${episode}`;
+  }
+
   /** Item of run `run` that shows the same as an item of the first run; -1 where there is none. */
   itemIn(run: number, item: number): number {
     return run === 0 ? item : (this.state.shared_items ?? []).indexOf(item);

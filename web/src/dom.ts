@@ -16,4 +16,12 @@ export function h<K extends keyof HTMLElementTagNameMap>(
 
 export const $ = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
 
+/** Scroll a box, and nothing around it, until one of its elements is in view; `margin` px of its top may be covered. */
+export function reveal(box: HTMLElement, element: Element | null, margin = 0): void {
+  if (!element) return;
+  const outer = box.getBoundingClientRect(), inner = element.getBoundingClientRect();
+  if (inner.top < outer.top + margin) box.scrollTop -= outer.top + margin - inner.top;
+  else if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom;
+}
+
 export const css = (name: string): string => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -25,6 +25,7 @@ const FRAMES: { value: string; name: string }[] = [
 export class EditPanel {
   private form = h("form", {});
   private state = h("div", { "aria-live": "polite" });
+  private older = h("p", { class: "note older", hidden: true }, "Of an earlier edit: the form says something else now.");
   private result = h("div", { class: "result", "aria-live": "polite", hidden: true });
   private key = "";
   private resultKey: EditFacts | undefined;
@@ -51,7 +52,9 @@ export class EditPanel {
       this.key = key;
       this.build(scene.view);
     }
+    this.edits.check(scene.view);
     this.progress();
+    this.older.hidden = this.edits.isCurrent(scene.view);
     if (this.edits.facts !== this.resultKey) {
       this.resultKey = this.edits.facts;
       this.show(this.edits.facts);
@@ -98,7 +101,8 @@ export class EditPanel {
         row("Instead", h("label", {}, mean, h("span", {}, "its mean (else zero)"))));
     }
     if (steers) {
-      if (edit.kind !== "latent" && edit.kind !== "tokens") rows.push(row("At", h("span", {}, `${view.site} (the shown layer)`)));
+      if (edit.kind === "group") rows.push(row("At", h("span", {}, `${view.site} (the shown layer)`)));
+      if (edit.kind === "words") rows.push(this.wordLayer(view));
       rows.push(row("Tokens", this.choose("where", WHERE)), row("Strength", ...this.strength()));
       const curve = h("input", { type: "checkbox", "data-field": "curve", checked: edit.curve, change: () => this.set({ curve: curve.checked }) });
       rows.push(row("Curve", h("label", {}, curve, h("span", {}, "four other strengths as well"))));
@@ -115,12 +119,19 @@ export class EditPanel {
   }
 
   private clicked(view: View): HTMLElement {
-    const clicks = view.clicks.length ? view.clicks : view.query ? [{ ...view.query, positive: true }] : [];
-    const mine = clicks.filter((c) => c.run === 0);
+    const mine = this.edits.clicked(view);
     if (!mine.length) return hint("Click a patch or a word first: it says which way. Shift+click adds, Alt+click says away from where.");
     const n = mine.filter((c) => c.positive).length, out = mine.length - n;
     const away = out ? `, away from ${out}` : ", away from the mean";
     return row("To", h("span", {}, `${n} clicked at ${mine[0]!.site}${away}`));
+  }
+
+  /** Where words are steered: a layer that reads the images alone has none. */
+  private wordLayer(view: View): HTMLElement {
+    const site = this.edits.siteOf(view);
+    if (!site) return hint("No layer of this run has words.");
+    const why = site === view.site ? "the shown layer" : `the last with words; ${view.site} has none`;
+    return row("At", h("span", {}, `${site} (${why})`));
   }
 
   private concept(view: View): HTMLElement {
@@ -186,9 +197,10 @@ export class EditPanel {
   private show(facts: EditFacts | undefined): void {
     this.result.hidden = !facts;
     if (!facts) return;
-    const parts: (HTMLElement | null)[] = [h("div", {}, h("h3", {}, signs(facts.name)), h("p", {}, facts.verdict))];
+    const frame = this.scene.data.itemName(facts.item);
+    const parts: (HTMLElement | null)[] = [h("div", {}, h("h3", {}, signs(facts.name)), this.older, h("p", {}, facts.verdict))];
     if (facts.dose) parts.push(doseCurve(facts.dose));
-    if (facts.rows.length) parts.push(table(facts));
+    if (facts.rows.length) parts.push(table(facts, frame));
     else if (facts.words) parts.push(h("p", { class: "note" }, `before: ${facts.words.before}`), h("p", {}, `after: ${facts.words.after}`));
     if (facts.rows.some((one) => one.before !== null && one.after === null)) {
       parts.push(h("p", { class: "error" }, "Under the edit the answer is no whole action: the model is no longer itself. Try less."));
@@ -197,14 +209,21 @@ export class EditPanel {
       parts.push(h("p", { class: "note" }, `${Math.round(100 * facts.changed)} % of the answers are different.`));
     }
     if (facts.as_captured === false) {
-      parts.push(h("p", { class: "error" }, "Without the edit the model answers otherwise here than when the run was captured (another device or library?)."));
+      parts.push(h("p", { class: "error" }, `Without the edit the model answers otherwise to ${frame} than when the run was captured (another device or library?).`));
     }
     const moved = facts.layers.filter((layer) => layer.moved > 0);
-    if (moved.length) parts.push(layers(moved));
-    else if (facts.layers.length) parts.push(h("p", { class: "note" }, "No token of this frame has become like another one."));
+    if (moved.length) parts.push(layers(moved, frame));
+    else if (facts.layers.length) parts.push(h("p", { class: "note" }, `No token of ${frame} has become like another one.`));
     parts.push(h("div", { class: "go" }, h("button", { type: "button", class: "second", click: () => this.edits.clear() }, "Clear")));
     this.result.replaceChildren(...parts.filter((one) => one !== null));
   }
+}
+
+/** Decimals that two different sizes need to look different, at least `digits`. */
+function apart(a: number | null, b: number | null, digits: number): number {
+  if (a === null || b === null || Math.abs(a) === b) return digits;
+  while (digits < 6 && Math.abs(a).toFixed(digits) === b.toFixed(digits)) digits++;
+  return digits;
 }
 
 const number = (value: number | null, digits = 1): string => {
@@ -223,24 +242,25 @@ function row(name: string, ...value: HTMLElement[]): HTMLElement {
 const hint = (text: string): HTMLElement => h("p", { class: "note hint" }, text);
 
 /** The action before and after, and how far it moves on average beside the largest of the controls. */
-function table(facts: EditFacts): HTMLElement {
+function table(facts: EditFacts, frame: string): HTMLElement {
   const isOne = facts.n_items === 1;
   const head = ["", "before", "after", isOne ? "moved" : `mean of ${facts.n_items}`, "control"];
   const body = facts.rows.map((one) => {
     const beats = one.move !== null && one.control !== null && Math.abs(one.move) > one.control;
     const digits = one.unit === "cm" ? 1 : 2;
-    const move = h("td", {}, beats ? h("b", {}, number(one.move, digits)) : number(one.move, digits));
+    const fine = apart(one.move, one.control, digits);
+    const move = h("td", {}, beats ? h("b", {}, number(one.move, fine)) : number(one.move, fine));
     if (one.interval) move.title = `95 % interval ${number(one.interval[0], 2)} to ${number(one.interval[1], 2)}`;
     return h("tr", {}, h("td", {}, one.unit ? `${one.name} (${one.unit})` : one.name), h("td", {}, number(one.before, digits)),
-      h("td", {}, number(one.after, digits)), move, h("td", {}, one.control === null ? "–" : `±${one.control.toFixed(digits)}`));
+      h("td", {}, number(one.after, digits)), move, h("td", {}, one.control === null ? "–" : `±${one.control.toFixed(fine)}`));
   });
   return h("div", {}, h("table", {}, h("thead", {}, h("tr", {}, ...head.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, ...body)),
-    h("p", { class: "note" }, "Before and after: this frame's action. Moved: the expected action, which also sees changes below one step. "
+    h("p", { class: "note" }, `Before and after: the action of ${frame}. Moved: the expected action, which also sees changes below one step. `
       + "Control: the most that any control moves it."));
 }
 
-/** Which share of this frame's tokens became like others, layer by layer; grey: like none of the run. */
-function layers(found: EditFacts["layers"]): HTMLElement {
+/** Which share of the frame's tokens became like others, layer by layer; grey: like none of the run. */
+function layers(found: EditFacts["layers"], frame: string): HTMLElement {
   const bars = found.flatMap((layer) => {
     const near = h("i", {}), far = h("i", { class: "far" });
     near.style.width = `${100 * (layer.moved - layer.far)}%`;
@@ -249,5 +269,5 @@ function layers(found: EditFacts["layers"]): HTMLElement {
     return [h("span", { class: "name" }, layer.site), h("span", { class: "bar" }, near, far), h("span", { class: "share" }, share)];
   });
   return h("div", {}, h("h3", {}, "Tokens that became like others"), h("div", { class: "bars" }, ...bars),
-    h("p", { class: "note" }, "Grey: farther from every token of the run than two of them usually are."));
+    h("p", { class: "note" }, `Of ${frame}. Grey: farther from every token of the run than two of them usually are.`));
 }

@@ -1,7 +1,7 @@
 // The left side: episodes (or single images), what is known of them, and what a person says about them.
 import { addReview, getReviews, imageUrl, showImage } from "./api";
 import type { Data } from "./data";
-import { h } from "./dom";
+import { h, reveal } from "./dom";
 import type { Item, Reviews, Verdict } from "./types";
 
 interface Unit {
@@ -10,10 +10,12 @@ interface Unit {
   note: string;
   success: boolean | null;
   outcome: string | null;
+  labels: string[];
   items: number[];
 }
 
 const MAX_SHOWN = 300;
+const MAX_LABELS = 3; // of an image, in the list; Find looks through all of them
 const VERDICTS: { review: Verdict; key: string; name: string }[] = [
   { review: "success", key: "1", name: "Success" },
   { review: "failure", key: "2", name: "Failure" },
@@ -28,7 +30,11 @@ export class ItemsView {
   private nShown = MAX_SHOWN;
   private current = -1;
   private list = h("div", { class: "list" });
-  private reason = h("input", { type: "text", placeholder: "Why (optional)", "aria-label": "Why, kept with the label", maxlength: 400 });
+  /** Reasons that were typed and are not saved, by unit: each belongs to what was shown when it was typed. */
+  private drafts = new Map<string, string>();
+  private reason = h("input", { type: "text", placeholder: "Why (optional)", "aria-label": "Why, kept with the label", maxlength: 400,
+    input: () => this.drafts.set(this.units[this.current]!.id, this.reason.value) });
+  private buttons: HTMLButtonElement[];
   private said = h("p", { class: "note", "aria-live": "polite" });
 
   constructor(
@@ -48,14 +54,14 @@ export class ItemsView {
         this.fill();
       },
     });
-    const buttons = VERDICTS.map(({ review, key, name }) =>
-      h("button", { type: "button", class: `verdict ${review}`, "aria-keyshortcuts": key, click: () => void this.review(review) },
+    this.buttons = VERDICTS.map(({ review, key, name }) =>
+      h("button", { type: "button", class: `verdict ${review}`, "aria-keyshortcuts": key, "aria-pressed": "false", click: () => void this.review(review) },
         name, h("kbd", {}, key)));
     this.root.append(
       h("div", { class: "search" }, search),
       this.list,
       h("div", { class: "review" }, h("h3", {}, isEpisodes ? "This episode is a" : "This image is a"),
-        h("div", { class: "verdicts" }, ...buttons), this.reason, this.said),
+        h("div", { class: "verdicts" }, ...this.buttons), this.reason, this.said),
     );
     void getReviews().then((found) => this.take(found), (error: Error) => this.failed(error.message));
     this.fill();
@@ -69,12 +75,13 @@ export class ItemsView {
       let unit = found.get(key);
       if (!unit) {
         const title = item.episode === null ? item.id : `Episode ${item.episode}`;
-        unit = { id: item.unit, title, note: prompt ?? "", success: null, outcome: null, items: [] };
+        unit = { id: item.unit, title, note: prompt ?? "", success: null, outcome: null, labels: [], items: [] };
         found.set(key, unit);
       }
       unit.items.push(i);
       unit.success = item.success ?? unit.success;
       unit.outcome = item.outcome ?? unit.outcome;
+      if (item.labels) unit.labels.push(...item.labels);
     });
     for (const unit of found.values()) unit.items.sort((a, b) => (items[a]!.step ?? a) - (items[b]!.step ?? b));
     return [...found.values()];
@@ -90,12 +97,23 @@ export class ItemsView {
     this.current = number;
     if (number >= this.nShown) this.nShown = number + MAX_SHOWN;
     this.fill();
+    this.fields();
     this.said.textContent = "";
-    this.list.querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
+    reveal(this.list, this.list.querySelector('[aria-current="true"]'));
+  }
+
+  /** Show what is saved of the chosen unit, or what was typed for it. */
+  private fields(): void {
+    const unit = this.units[this.current];
+    if (!unit) return;
+    const saved = this.reviews[unit.id];
+    const reason = this.drafts.get(unit.id) ?? saved?.reason ?? "";
+    if (this.reason.value !== reason) this.reason.value = reason;
+    VERDICTS.forEach(({ review }, i) => this.buttons[i]!.setAttribute("aria-pressed", String(saved?.review === review)));
   }
 
   private fill(): void {
-    const fits = (u: Unit) => !this.filter || `${u.title} ${u.id} ${u.note} ${u.outcome ?? ""}`.toLowerCase().includes(this.filter);
+    const fits = (u: Unit) => !this.filter || `${u.title} ${u.id} ${u.note} ${u.outcome ?? ""} ${u.labels.join(" ")}`.toLowerCase().includes(this.filter);
     const shown = this.units.map((unit, i) => ({ unit, i })).filter(({ unit }) => fits(unit));
     const rows: HTMLElement[] = shown.slice(0, this.nShown).map(({ unit, i }) => this.row(unit, i));
     if (shown.length > this.nShown) {
@@ -112,6 +130,9 @@ export class ItemsView {
     const facts: (Node | string | null)[] = [];
     if (unit.outcome) facts.push(h("span", { class: unit.success ? "good" : "bad" }, unit.outcome));
     if (unit.items.length > 1) facts.push(h("span", {}, `${unit.items.length} frames`));
+    // Those of an episode are mostly where its file was and the like: Find looks through them, the list spares them.
+    const isImage = this.data.items[0]!.items[middle]!.episode === null;
+    for (const label of isImage ? unit.labels.slice(0, MAX_LABELS) : []) facts.push(h("span", { class: "label", title: label }, label));
     if (review) facts.push(h("span", { class: `chip ${review.review}`, title: review.reason }, review.review));
     const thumb = this.data.items[0]!.items[middle]!.cameras.length
       ? this.thumb(middle)
@@ -128,10 +149,12 @@ export class ItemsView {
   async review(verdict: Verdict): Promise<void> {
     const unit = this.units[this.current];
     if (!unit) return;
+    const reason = this.reason.value;
     try {
-      this.take(await addReview(unit.id, verdict, this.reason.value));
+      const found = await addReview(unit.id, verdict, reason);
+      if (this.drafts.get(unit.id) === reason) this.drafts.delete(unit.id);
+      this.take(found);
       this.said.textContent = `${unit.title}: ${verdict}, saved.`;
-      this.reason.value = "";
     } catch (error) {
       this.failed((error as Error).message);
     }
@@ -140,6 +163,7 @@ export class ItemsView {
   private take(found: Reviews): void {
     this.reviews = found.reviews;
     this.fill();
+    this.fields();
   }
 
   private thumb(item: number): HTMLImageElement {

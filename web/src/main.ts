@@ -27,6 +27,7 @@ declare global {
 }
 
 const MAX_CLICKS = 64;
+const SAID_MS = 2000; // so long the line at the bottom says that something was done
 
 function fail(message: string): void {
   const box = $("error");
@@ -59,6 +60,8 @@ function startView(data: Data, hash: string): View {
     mix: given.mix ?? 85,
     smooth: given.smooth ?? false,
     theme: given.theme ?? "auto",
+    camera: given.camera ?? 0,
+    pin: given.pin ?? -1,
     query: given.query && isFine(given.query) ? given.query : null,
     clicks: (given.clicks ?? []).filter(isFine),
     panel: given.panel ?? "layers",
@@ -69,7 +72,8 @@ function startView(data: Data, hash: string): View {
 async function start(): Promise<void> {
   if (window.vlascopeNotebook) await api.connect();
   const first = await api.getFirst();
-  let group = -1;
+  let group = -1, lit = -1; // the group that is lit, and the one under the pointer
+  let pointed: Hover | null = null; // where the pointer is; `hovered` is what the view shows there
   let hovered: Hover | null = null;
   let store: Store | undefined;
   const redraw = () => store?.touch();
@@ -90,12 +94,16 @@ async function start(): Promise<void> {
     return labels ? labels[hover.ref.token]! : -1;
   };
   const setGroup = (next: number) => {
-    if (next === group) return;
-    group = next;
+    lit = next;
+    const { color, pin, k } = view.view;
+    const now = lit < 0 && color === "groups" && pin < k ? pin : lit;
+    if (now === group) return;
+    group = now;
     redraw();
   };
   const onHover = (hover: Hover | null) => {
-    hovered = hover;
+    pointed = hovered = hover;
+    if (hover?.at) view.set({ camera: hover.at.camera });
     stage.point(hover);
     strip.point(hover);
     inspect();
@@ -140,6 +148,7 @@ async function start(): Promise<void> {
     help: () => $<HTMLDialogElement>("help").showModal(),
     edit: () => togglePanel(),
   });
+  const renew = (hover: Hover): Hover | null => (hover.at ? stage.renew(hover) : words.shows(hover) ? hover : null);
   const togglePanel = () => view.set({ panel: view.view.panel === "edit" ? "layers" : "edit" });
   const stage = new Stage($("stage"), { hover: onHover, pick: onPick });
   const strip = new Strip($("layers"), (run, site) =>
@@ -150,10 +159,10 @@ async function start(): Promise<void> {
   const timeline = new Timeline($("time"), (item) => view.set({ item }));
 
   const legend = () => {
-    const { color, k } = view.view;
+    const { color, k, pin } = view.view;
     const box = $("legend");
     const wanted = data.groupColors(0, k);
-    const key = `${color}|${k}|${group}|${wanted.length}`;
+    const key = `${color}|${k}|${group}|${pin}|${wanted.length}`;
     if (box.dataset.key === key) return;
     box.dataset.key = key;
     box.hidden = color !== "groups";
@@ -162,12 +171,16 @@ async function start(): Promise<void> {
       box.dataset.k = String(k);
       box.replaceChildren(...wanted.map((hex, i) => {
         const swatch = h("button", { type: "button", class: "swatch", "aria-label": `concept ${i + 1} of ${k}`,
+          "aria-pressed": "false", click: () => view.set({ pin: view.view.pin === i ? -1 : i }), title: "Click: keep it lit",
           pointerenter: () => setGroup(i), pointerleave: () => setGroup(-1), focus: () => setGroup(i), blur: () => setGroup(-1) });
         swatch.style.background = hex;
         return swatch;
       }));
     }
-    [...box.children].forEach((child, i) => child.classList.toggle("on", i === group));
+    [...box.children].forEach((child, i) => {
+      child.classList.toggle("on", i === group);
+      child.setAttribute("aria-pressed", String(i === pin));
+    });
   };
 
   const stats = (window.vlascope = {
@@ -176,9 +189,10 @@ async function start(): Promise<void> {
       return view.isSaved;
     },
   });
-  let prefetched = -1;
+  let prefetched = -1, said = "";
   const frame = (now: View, changed: Set<keyof View>) => {
     const started = performance.now();
+    setGroup(lit);
     const scene: Scene = { data, like, edits, view: now, group };
     like.update(now);
     controls.draw(now);
@@ -192,16 +206,18 @@ async function start(): Promise<void> {
     const unit = items.units[items.unitAt(now.item)]!;
     timeline.draw(scene, unit.items);
     $("answer").textContent = answer(data, now.item);
-    if (hovered) {
+    if (pointed) {
+      hovered = renew(pointed);
       stage.point(hovered);
       strip.point(hovered);
+      if ((["item", "site", "site2", "k", "color"] as const).some((key) => changed.has(key))) setGroup(groupAt(hovered));
     }
     inspect();
     legend();
-    const waits = data.waiting ? "Fetching colours … " : "";
-    $("status").textContent = waits + (like.message || data.runs[0]!.footer);
-    $("status").title = data.runs[0]!.footer; // on a narrow screen its end is cut off
-    $("clear").hidden = like.kind === "none" && !now.query && !now.clicks.length;
+    const waits = data.waiting ? "Fetching colours … " : "", drawn = footer(data, now);
+    $("status").textContent = said || waits + (like.message || drawn);
+    $("status").title = drawn; // on a narrow screen its end is cut off
+    $("clear").hidden = like.kind === "none" && !now.query && !now.clicks.length && group < 0;
     for (const one of state.runs) {
       if (one.n_failed) $("status").append(` · ${one.n_failed} items could not be read`);
     }
@@ -225,13 +241,18 @@ async function start(): Promise<void> {
   view.subscribe(frame);
   view.touch();
 
-  const clear = () => view.set({ query: null, clicks: [] });
+  const clear = () => view.set({ query: null, clicks: [], pin: -1 });
   $("clear").addEventListener("click", clear);
   async function copyLink(): Promise<void> {
     view.write();
     try {
       await navigator.clipboard.writeText(location.href);
-      $("status").textContent = "Link copied: it opens this very view.";
+      said = "Link copied: it opens this very view.";
+      redraw();
+      setTimeout(() => {
+        said = "";
+        redraw();
+      }, SAID_MS);
     } catch {
       fail("the browser does not let this page copy; the address bar has the same link");
     }
@@ -276,6 +297,17 @@ async function start(): Promise<void> {
     if (event.target === $("help")) $<HTMLDialogElement>("help").close();
   });
   $("close-help").addEventListener("click", () => $<HTMLDialogElement>("help").close());
+}
+
+/** How the picture was made: the line of the cut, with the layer and the colours that are shown. */
+function footer(data: Data, view: View): string {
+  const run = data.runs[0]!;
+  const sites = view.site2 && view.site2 !== view.site ? `${view.site} and ${view.site2}` : view.site;
+  const colors = view.color === "groups" ? `${view.k} groups`
+    : `${view.palette}${view.eig < run.n_eig ? ` of ${view.eig} eigenvectors` : ""}`;
+  const parts = run.footer.split("  ·  ").map((part) => (part.startsWith("colours ") ? `colours ${colors}` : part));
+  parts[1] = sites;
+  return parts.join("  ·  ");
 }
 
 function answer(data: Data, item: number): string {

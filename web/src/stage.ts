@@ -12,6 +12,7 @@ export interface PaneEvents {
 interface Pane {
   root: HTMLElement;
   canvas: HTMLCanvasElement;
+  caption: HTMLElement;
   cursor: HTMLElement;
   marks: HTMLElement;
   run: number;
@@ -51,10 +52,33 @@ export class Stage {
       pane.root.classList.toggle("absent", number < 0);
       if (number < 0) continue;
       const became = pane.isEdited ? scene.edits.became(pane.run, number, scene.view.site) : undefined;
+      this.name(pane);
       isWhole = drawImagePane(pane.canvas, scene, pane.run, number, pane.camera, this.siteOf(pane), became) && isWhole;
       this.mark(pane, number);
     }
     return isWhole;
+  }
+
+  /** Say of a pane what it shows. Beside another run the layer is named too, as both need not show the same one. */
+  private name(pane: Pane): void {
+    const { data, view, edits } = this.scene;
+    const item = data.items[0]!.items[view.item]!;
+    const camera = item.cameras[pane.camera] ?? "", isTwo = data.runs.length > 1;
+    const site = this.siteOf(pane), other = pane.run === 0 ? view.site2 : view.site;
+    const run = data.runs[pane.run]!.name;
+    const has = edits.became(pane.run, view.item, view.site) !== undefined;
+    const what = pane.isInput ? (item.cameras.length > 1 ? camera : "input")
+      : pane.isEdited ? `after: ${signs(edits.facts!.name)}` : has ? "before" : "concepts";
+    const isOdd = isTwo && site !== null && site !== other;
+    const label = isTwo && site !== null ? `${run}: ${what} · ${site}${isOdd && pane.run === 1 ? ` ≠ ${other}` : ""}` : what;
+    if (pane.caption.textContent !== label) pane.caption.textContent = pane.caption.title = label;
+    pane.caption.classList.toggle("odd", isOdd && pane.run === 1);
+    // Unlike captions, names stand alone: no two pictures have the same.
+    const parts = [isTwo && site !== null ? `${run}: ${what}` : pane.isInput ? "input" : what];
+    if (item.cameras.length > 1) parts.push(`camera ${camera}`);
+    if (site !== null) parts.push(`layer ${site}`);
+    const name = parts.join(", ");
+    if (pane.canvas.getAttribute("aria-label") !== name) pane.canvas.setAttribute("aria-label", name);
   }
 
   private siteOf(pane: Pane): string | null {
@@ -66,21 +90,18 @@ export class Stage {
     const { data, view } = this.scene;
     const item = data.items[0]!.items[view.item]!;
     this.panes = [];
-    data.runs.forEach((info, run) => {
-      item.cameras.forEach((name, camera) => {
+    data.runs.forEach((_, run) => {
+      item.cameras.forEach((_, camera) => {
         // Both runs saw the same image: it is shown once. After an edit its tokens stand beside what they were.
         const has = this.scene.edits.became(run, view.item, view.site) !== undefined;
         for (const kind of [...(run === 0 ? ["input"] : []), "concepts", ...(has ? ["edited"] : [])]) {
           const isInput = kind === "input", isEdited = kind === "edited";
-          const what = isInput ? (item.cameras.length > 1 ? name : "input")
-            : isEdited ? `after: ${signs(this.scene.edits.facts!.name)}` : has ? "before" : "concepts";
-          const label = data.runs.length > 1 && !isInput ? `${info.name}: ${what}` : what;
-          const canvas = h("canvas", { tabindex: isInput ? -1 : 0, role: "img", "aria-label": label });
+          const canvas = h("canvas", { tabindex: isInput ? -1 : 0, role: "img" });
+          const caption = h("figcaption");
           const cursor = h("div", { class: "cursor", hidden: true });
           const marks = h("div", { class: "marks" });
-          const root = h("figure", { class: "pane" },
-            h("figcaption", { title: label }, label), h("div", { class: "frame" }, canvas, marks, cursor));
-          const pane: Pane = { root, canvas, cursor, marks, run, camera, isInput, isEdited, row: 0, col: 0 };
+          const root = h("figure", { class: "pane" }, caption, h("div", { class: "frame" }, canvas, marks, cursor));
+          const pane: Pane = { root, canvas, caption, cursor, marks, run, camera, isInput, isEdited, row: 0, col: 0 };
           this.listen(pane);
           this.panes.push(pane);
         }
@@ -124,7 +145,9 @@ export class Stage {
   private listen(pane: Pane): void {
     const find = (event: MouseEvent): Hover | null => {
       const box = pane.canvas.getBoundingClientRect();
-      return this.hoverAt(pane, (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+      // A click knows whole pixels only, a movement fractions of them: both mean the middle of the pixel.
+      const x = Math.floor(event.clientX) + 0.5, y = Math.floor(event.clientY) + 0.5;
+      return this.hoverAt(pane, (x - box.left) / box.width, (y - box.top) / box.height);
     };
     pane.canvas.addEventListener("pointermove", (event) => this.events.hover(find(event)));
     pane.canvas.addEventListener("pointerleave", () => this.events.hover(null));
@@ -174,17 +197,26 @@ export class Stage {
   }
 
   private hoverAt(pane: Pane, x: number, y: number): Hover | null {
-    const { data, view } = this.scene;
-    const site = pane.run === 0 ? view.site : view.site2;
-    const item = data.itemIn(pane.run, view.item);
-    const found = item < 0 ? undefined : patchAt(this.scene, pane.run, item, pane.camera, site, x, y);
+    const found = this.find(pane.run, { camera: pane.camera, x, y });
     if (!found) return null;
     pane.row = found.row;
     pane.col = found.col;
-    return {
-      run: pane.run, item, ref: { run: pane.run, site, token: found.token }, at: { camera: pane.camera, x, y },
-      where: `${site} · row ${found.row + 1}, column ${found.col + 1}`,
-    };
+    return found.hover;
+  }
+
+  private find(run: number, at: { camera: number; x: number; y: number }): { hover: Hover; row: number; col: number } | null {
+    const { data, view } = this.scene;
+    const site = run === 0 ? view.site : view.site2;
+    const item = data.itemIn(run, view.item);
+    const found = item < 0 ? undefined : patchAt(this.scene, run, item, at.camera, site, at.x, at.y);
+    if (!found) return null;
+    const where = `${site} · row ${found.row + 1}, column ${found.col + 1}`;
+    return { hover: { run, item, ref: { run, site, token: found.token }, at, where }, row: found.row, col: found.col };
+  }
+
+  /** What a pointer that has not moved is over now: another frame or layer may be shown. */
+  renew(hover: Hover): Hover | null {
+    return (hover.at && this.find(hover.run, hover.at)?.hover) ?? null;
   }
 
   /** Outline the patch under the pointer in every pane. */

@@ -17,6 +17,10 @@ export interface View {
   mix: number;
   smooth: boolean;
   theme: Theme;
+  /** The camera that was pointed at last: the layer strip shows it. */
+  camera: number;
+  /** The group that stays lit although the pointer is elsewhere; -1: none. */
+  pin: number;
   query: Ref | null;
   clicks: Click[];
   /** What stands on the right: the layers, or the panel of edits. */
@@ -127,6 +131,8 @@ export function toHash(view: View): string {
   out.set("mix", String(view.mix));
   if (view.smooth) out.set("smooth", "1");
   if (view.theme !== "auto") out.set("theme", view.theme);
+  if (view.camera) out.set("camera", String(view.camera));
+  if (view.color === "groups" && view.pin >= 0) out.set("pin", String(view.pin));
   if (view.query) out.set("q", ref(view.query));
   for (const click of view.clicks) out.append(click.positive ? "in" : "out", ref(click));
   if (view.panel === "edit") {
@@ -161,9 +167,12 @@ export function fromHash(hash: string): Partial<View> {
     return text !== null && /^\d+$/.test(text) ? Number(text) : undefined;
   };
   const item = number("item"), k = number("k"), eig = number("eig"), mix = number("mix");
+  const camera = number("camera"), pin = number("pin");
   if (item !== undefined) view.item = item;
   if (k !== undefined) view.k = k;
   if (eig !== undefined) view.eig = eig;
+  if (camera !== undefined) view.camera = camera;
+  if (pin !== undefined) view.pin = pin;
   if (mix !== undefined && mix <= 100) view.mix = mix;
   for (const name of ["site", "site2", "palette"] as const) {
     const text = given.get(name);

@@ -2,18 +2,21 @@
 import { css, h } from "./dom";
 import { Occupancy } from "./occupancy";
 import type { Scene } from "./paint";
+import { decimalsFor, niceTicks, signed } from "./ticks";
 import type { Episode, Measured, Series } from "./types";
 
 const LEFT = 80, RIGHT = 16;
+const AXIS = 18; // below all, with the time
 // Distinct for most colour-blind readers, and readable on light and dark ground.
 const LINES = ["#3b7dd8", "#d9822b", "#2a9d6f", "#c2548f", "#8a6fd1", "#7d8794", "#b8a02e", "#4aa7b5"];
 
 export class Timeline {
   private canvas = h("canvas", { "aria-hidden": "true" });
   private slider = h("input", { type: "range", min: 0, value: 0, step: 1, "aria-label": "Time: frame of the episode" });
-  private play = h("button", { type: "button", class: "play", "aria-label": "Play or pause", "aria-keyshortcuts": "Space" }, "Play");
+  private play = h("button", { type: "button", class: "play", "aria-keyshortcuts": "Space" }, "Play");
   private output = h("output", {});
   private legend = h("div", { class: "legend" });
+  private note = h("span", { class: "own" }); // in the legend: what the band of concepts is drawn with
   private show = h("select", { "aria-label": "Curves" }, h("option", { value: "actions" }, "actions"), h("option", { value: "states" }, "states"));
   private timer = 0;
   private scene!: Scene;
@@ -115,19 +118,22 @@ export class Timeline {
     const here = LEFT + ((width - LEFT - RIGHT) * at) / Math.max(1, this.items.length - 1);
     ctx.beginPath();
     ctx.moveTo(here, this.top - 4);
-    ctx.lineTo(here, height);
+    ctx.lineTo(here, height - AXIS);
     ctx.stroke();
-    if (this.legend.childElementCount !== curves.length || this.legend.dataset.names !== curves.map((c) => c.name).join()) {
+    const { k, color } = view;
+    this.note.textContent = `concepts: ${k} groups${color === "palette" ? ", in the colours of the cut" : ""}`;
+    if (this.legend.dataset.names !== curves.map((c) => c.name).join()) {
       this.legend.dataset.names = curves.map((c) => c.name).join();
       this.legend.replaceChildren(...curves.map((c, i) => {
         const swatch = h("span", { class: "line" });
         swatch.style.background = LINES[i]!;
         return h("span", {}, swatch, `${c.name} `, h("b", {}));
-      }));
+      }), this.note);
     }
     curves.forEach((c, i) => {
-      const value = c.values[at] ?? 0;
-      this.legend.children[i]!.querySelector("b")!.textContent = `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+      const low = Math.min(...c.values), high = Math.max(...c.values);
+      const digits = decimalsFor(high - low || Math.max(Math.abs(low), Math.abs(high)));
+      this.legend.children[i]!.querySelector("b")!.textContent = signed(c.values[at] ?? 0, digits);
     });
   }
 
@@ -152,12 +158,13 @@ export class Timeline {
     if (episode?.closed) bands.unshift({ name: "closed", tall: 12 });
     if (measured?.changes) bands.push({ name: "changes", tall: 10 });
     if (measured?.anomaly) bands.push({ name: "anomaly", tall: 20 });
-    const bandsTop = height - bands.reduce((sum, band) => sum + band.tall + 4, 0);
+    const bandsTop = height - AXIS - bands.reduce((sum, band) => sum + band.tall + 4, 0);
     const label = (name: string, y: number) => {
       ctx.fillStyle = muted;
       ctx.textAlign = "right";
       ctx.fillText(name, LEFT - 8, y);
     };
+    const bottom = this.axis(ctx, episode, height - AXIS, x, muted);
     if (curves.length) this.curves(ctx, curves, x, top, bandsTop - 8, { muted, line, label, right: width - RIGHT });
     let y = bandsTop + 4;
     for (const { name: band, tall } of bands) {
@@ -186,7 +193,7 @@ export class Timeline {
         const ex = Math.round(x(frame)) + 0.5;
         ctx.beginPath();
         ctx.moveTo(ex, 14);
-        ctx.lineTo(ex, height - 2);
+        ctx.lineTo(ex, bottom);
         ctx.stroke();
       }
       ctx.fillStyle = accent;
@@ -194,6 +201,39 @@ export class Timeline {
       ctx.fillText(name, from, 7);
     }
     ctx.setLineDash([]);
+  }
+
+  /** The time under the chart: seconds where they are known, else steps. Returns where the chart ends. */
+  private axis(
+    ctx: CanvasRenderingContext2D, episode: Episode | undefined, y: number, x: (frame: number) => number, muted: string,
+  ): number {
+    const { data } = this.scene;
+    const times = this.items.map((i) => data.items[0]!.items[i]!.time);
+    const steps = this.items.map((i, f) => data.items[0]!.items[i]!.step ?? episode?.steps[f] ?? f);
+    const rises = (values: (number | null)[]) => values.every((v, i) => v !== null && (i === 0 || v > values[i - 1]!));
+    const isTime = rises(times);
+    const at = isTime ? (times as number[]) : rises(steps) ? steps : steps.map((_, f) => f);
+    const width = x(at.length - 1) - x(0);
+    const { values, digits } = niceTicks(at[0]!, at.at(-1)!, Math.min(11, Math.max(2, Math.floor(width / 56))), !isTime);
+    ctx.fillStyle = muted;
+    ctx.textAlign = "right";
+    ctx.fillText(isTime ? "seconds" : "step", LEFT - 24, y + 10); // the first number needs room
+    let f = 0;
+    for (const value of values) {
+      while (f < at.length - 2 && at[f + 1]! < value) f++;
+      const share = (value - at[f]!) / (at[f + 1]! - at[f]!);
+      const tx = Math.round(x(f + share)) + 0.5;
+      ctx.strokeStyle = muted;
+      ctx.lineWidth = 1;
+      ctx.beginPath();
+      ctx.moveTo(tx, y - 1);
+      ctx.lineTo(tx, y + 3);
+      ctx.stroke();
+      ctx.fillStyle = muted;
+      ctx.textAlign = "center";
+      ctx.fillText(value.toFixed(digits), tx, y + 10);
+    }
+    return y - 2;
   }
 
   /** Where the names of the events stand: over their lines; names that would overlap are joined into one. */
@@ -226,9 +266,9 @@ export class Timeline {
     const all = curves.flatMap((c) => c.values);
     let low = Math.min(...all), high = Math.max(...all);
     if (low > 0 && low < high / 2) low = 0;
-    if (high - low < 1e-9) [low, high] = [low - 1, high + 1];
+    if (high - low < 1e-9 * Math.max(1, Math.abs(high))) [low, high] = [low - 1, high + 1];
     const y = (v: number) => bottom - ((v - low) / (high - low)) * (bottom - top);
-    const ticks = [low, ...(low < 0 && high > 0 && -low > 0.15 * (high - low) && high > 0.15 * (high - low) ? [0] : []), high];
+    const { values: ticks, digits } = niceTicks(low, high, Math.max(2, Math.floor((bottom - top) / 22) + 1));
     for (const tick of ticks) {
       ctx.strokeStyle = style.line;
       ctx.lineWidth = 1;
@@ -236,7 +276,7 @@ export class Timeline {
       ctx.moveTo(LEFT, Math.round(y(tick)) + 0.5);
       ctx.lineTo(style.right, Math.round(y(tick)) + 0.5);
       ctx.stroke();
-      style.label(tick.toFixed(Math.abs(high - low) >= 10 ? 0 : 1).replace("-", "−"), Math.min(bottom - 2, Math.max(top + 5, y(tick))));
+      style.label(Math.abs(tick) < 1e-12 ? (0).toFixed(digits) : tick.toFixed(digits).replace("-", "−"), Math.min(bottom - 2, Math.max(top + 5, y(tick))));
     }
     curves.forEach((curve, i) => {
       ctx.strokeStyle = LINES[i]!;

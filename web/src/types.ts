@@ -57,6 +57,8 @@ export interface Item {
   answer: string | null;
   outcome: string | null;
   success: boolean | null;
+  /** What else is known, such as "class: cat"; of an episode on its first item only. */
+  labels?: string[];
 }
 
 export interface Items {

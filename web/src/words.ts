@@ -10,25 +10,17 @@ const readable = (text: string): string => {
 
 export class WordsView {
   private key = "";
-  private buttons: { button: HTMLButtonElement; token: number }[] = [];
+  private buttons: { button: HTMLButtonElement; run: number; token: number; local: number }[] = [];
   private scene!: Scene;
 
   constructor(private root: HTMLElement, private events: PaneEvents) {}
-
-  /** Return the layer whose words are shown; "" where no layer has any. */
-  static siteFor(scene: Scene, run: number): string {
-    const { data, view } = scene;
-    const site = run === 0 ? view.site : view.site2;
-    if (data.site(run, site)?.words) return site;
-    return data.runs[run]!.sites.filter((s) => s.words).at(-1)?.name ?? "";
-  }
 
   draw(scene: Scene): void {
     this.scene = scene;
     const { data, view } = scene;
     const lines: { run: number; site: string; item: number }[] = [];
     data.runs.forEach((_, run) => {
-      const site = WordsView.siteFor(scene, run), item = data.itemIn(run, view.item);
+      const site = data.wordSite(run, run === 0 ? view.site : view.site2), item = data.itemIn(run, view.item);
       if (site && item >= 0) lines.push({ run, site, item });
     });
     this.root.hidden = !lines.length;
@@ -42,13 +34,44 @@ export class WordsView {
           const place = known[i];
           const row = h("div", { class: "sentence" });
           const name = data.runs.length > 1 ? `${data.runs[line.run]!.name} ${line.site}` : line.site;
-          row.append(h("span", { class: "name" }, name));
+          row.append(h("span", { class: "name" }, name, h("span", { class: "note own", hidden: true,
+            title: "Coloured by a cut of the words alone: among the patches they come out almost in one colour" }, "own colours")));
           for (const word of place?.template.words ?? []) row.append(this.button(line, place!.start, word));
           return row;
         }),
       );
     }
+    const isOwn = lines.map(({ run, site }) => view.color === "palette" && !!data.wordColors(run, site));
+    this.root.querySelectorAll<HTMLElement>(".own").forEach((note, i) => (note.hidden = !isOwn[i]));
+    this.mark(lines);
     this.paint(lines);
+  }
+
+  /** Outline the words that were clicked, at whichever layer that was. */
+  private mark(lines: { run: number; site: string; item: number }[]): void {
+    const { data, view } = this.scene;
+    const all = [...view.clicks, ...(view.query ? [{ ...view.query, positive: true }] : [])];
+    const marked = new Map<string, boolean>();
+    for (const { run, site, item } of lines) {
+      for (const click of all) {
+        if (click.run !== run || data.site(run, click.site)?.layout !== data.site(run, site)?.layout) continue;
+        const place = data.place(run, click.site, item);
+        if (place && click.token >= place.start && click.token < place.start + place.template.n) {
+          marked.set(`${run}|${click.token - place.start}`, click.positive);
+        }
+      }
+    }
+    for (const { button, run, local } of this.buttons) {
+      const found = marked.get(`${run}|${local}`);
+      button.classList.toggle("out", found === false);
+      const pressed = String(found !== undefined);
+      if (button.getAttribute("aria-pressed") !== pressed) button.setAttribute("aria-pressed", pressed);
+    }
+  }
+
+  /** Whether a word is still on the page: another frame or layer may be shown. */
+  shows(hover: Hover): boolean {
+    return this.buttons.some(({ button, run, token }) => run === hover.run && token === hover.ref.token && button.dataset.site === hover.ref.site);
   }
 
   private button(line: { run: number; site: string; item: number }, start: number, word: { token: number; text: string; kind: string }) {
@@ -73,7 +96,7 @@ export class WordsView {
         this.events.pick(hover, { shiftKey: false, altKey: true });
       },
     }, readable(word.text));
-    this.buttons.push({ button, token });
+    this.buttons.push({ button, run: line.run, token, local: word.token });
     return button;
   }
 

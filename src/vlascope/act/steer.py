@@ -287,10 +287,12 @@ def mean_difference(
         InputError: empty groups, other widths, or equal means.
     """
     to_nd, from_nd = np.asarray(to_nd, np.float64), np.asarray(from_nd, np.float64)
-    if not len(to_nd) or not len(from_nd) or to_nd.shape[1:] != from_nd.shape[1:]:
+    if not len(to_nd) or not len(from_nd):
         raise InputError(
-            f"got tokens of shapes {to_nd.shape} and {from_nd.shape}; need two groups [n, d], not empty."
+            f"got {len(to_nd)} tokens to steer to and {len(from_nd)} to steer from; need at least one of either."
         )
+    if to_nd.shape[1:] != from_nd.shape[1:]:
+        raise InputError(f"got tokens of shapes {to_nd.shape} and {from_nd.shape}; need equal widths.")
     step = to_nd.mean(0) - from_nd.mean(0)
     length = float(np.linalg.norm(step))
     if not length > 0:

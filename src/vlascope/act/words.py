@@ -49,7 +49,7 @@ def word_direction(
         batch_size: Items per forward pass.
 
     Raises:
-        InputError: no prompt holds one of the words, or the site does not tell them apart there.
+        InputError: no prompt holds one of the words, or the site has no such tokens or does not tell them apart.
     """
     pairs = []
     for item in items:
@@ -65,6 +65,11 @@ def word_direction(
         _rows(model, [pair[side] for pair in pairs], site=site, tokens=tokens, batch_size=batch_size)
         for side in (0, 1)
     ]
+    if not len(groups[0]):
+        what = "words" if tokens == "text" else f"'{tokens}' tokens"
+        raise InputError(
+            f"{site} has no {what}; choose a layer that reads the prompt, such as the last of the language model."
+        )
     direction, unit = mean_difference(groups[1], groups[0])
     return SteerDirection(
         site=site, direction=direction, unit=unit, tokens=tokens, label=f"{away_from} to {to}"

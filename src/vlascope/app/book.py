@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from ..models import Model
     from ..palette import SavedCut
     from ..runs import Run
+
+
+MAX_LABEL_CHARS = 80
+"""So much of a label is shown and searched."""
 
 
 class RunBook:
@@ -94,12 +98,19 @@ class RunBook:
 
     @cached_property
     def items(self) -> dict[str, Any]:
-        """What the page lists: for every item its id, episode, step, time, prompt, cameras, answer and outcome."""
+        """What the page lists: for every item its id, episode, step, time, prompt, cameras, answer and outcome.
+
+        Other labels stand with an image, and with the first frame of an episode: its frames mostly share them.
+        """
         prompts: dict[str | None, int] = {}
+        seen: set[int] = set()
         rows = []
         for row in self.run.items:
             said = answer_text(self.run, row.index)
             known = row.labels.get("success") is not None
+            tells = row.episode is None or row.episode not in seen
+            if row.episode is not None:
+                seen.add(row.episode)
             rows.append(
                 {
                     "id": row.item_id,
@@ -113,6 +124,7 @@ class RunBook:
                     "answer": said,
                     "outcome": outcome_text(row.labels) if known else None,
                     "success": bool(row.labels["success"]) if known else None,
+                    **({"labels": label_texts(row.labels)} if tells else {}),
                 }
             )
         return {"prompts": list(prompts), "items": rows}
@@ -328,6 +340,18 @@ class Place:
     center_xy: tuple[float, float] | None
 
 
+def label_texts(labels: Mapping[str, Any]) -> list[str]:
+    """Return labels in words, such as "class: cat"; without those that say how an episode ended."""
+    said = ("success", "outcome", "failure") if labels.get("success") is not None else ()
+    out = []
+    for name, value in labels.items():
+        if name in said or value is None or value == "":
+            continue
+        text = f"{value:.4g}" if isinstance(value, float) else str(value).replace("\n", " ")
+        out.append(f"{name}: {text}"[:MAX_LABEL_CHARS])
+    return out
+
+
 def unit_id(item_id: str, episode: int | None) -> str:
     """Return what is reviewed as a whole: the episode of a frame ("ep0003"), or the image itself."""
     if episode is None:
@@ -343,7 +367,8 @@ def shared_items(first: Run, second: Run) -> np.ndarray:
 
 
 def _numbers(values: Any) -> list[float]:
-    return [round(float(v), 5) if np.isfinite(v) else 0.0 for v in values]
+    """Return six significant digits of each: some actions are a few thousandths of the others."""
+    return [float(f"{float(v):.6g}") if np.isfinite(v) else 0.0 for v in values]
 
 
 def open_books(

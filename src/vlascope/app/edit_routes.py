@@ -48,6 +48,8 @@ def add_edit_routes(api: Any, book_of: Callable[[str], RunBook], *, clean: Calla
         book = book_of(body.run)
         if body.site and body.kind in ("tokens", "group"):
             book.site(body.site)
+        if body.kind == "words":
+            word_site(book, body.site)
         if any(c.run != body.run or c.site != body.site for c in body.clicks):
             raise InputError("the clicks are at another layer; steer at theirs, or click at this one.")
         items = edit_items(book, body.item, frames=body.frames, scope=body.scope)
@@ -105,6 +107,19 @@ def edit_choices(book: RunBook) -> dict[str, Any]:
         "dictionaries": [folder.name for folder in dictionary_folders(book)],
         "answers": bool(run.responses),
     }
+
+
+def word_site(book: RunBook, site: str) -> None:
+    """Refuse to steer between words at a layer of the cut that has none, before the model is loaded.
+
+    Raises:
+        InputError: the layer has no words; names the last one that has.
+    """
+    if site not in book.cut.parts or book.index.has_words(site):
+        return
+    fit = [name for name in book.cut.sites if book.index.has_words(name)]
+    advice = f"choose one that has, such as {fit[-1]}" if fit else "no layer of this run has any"
+    raise InputError(f"{site} has no words; {advice}.")
 
 
 def edit_items(book: RunBook, item: int, *, frames: int, scope: str) -> list[int]:

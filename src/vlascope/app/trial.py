@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -284,21 +285,32 @@ def _verdict(
     }.get(kind, "random directions of the same length")
     if kl is not None:
         value, others = kl, [v for v in control_kl if v is not None]
-        said = f"moves the answer's distribution by {kl:.2g} nats per token"
+        said = "moves the answer's distribution by {} nats per token"
     else:
         value = float(np.sqrt(np.nanmean(np.square(moves)))) if moves.size else 0.0
         others = [float(np.sqrt(np.nanmean(np.square(one)))) for one in controls if one.size]
-        said = f"moves the action by {value:.2g} (root mean square)"
+        said = "moves the action by {} (root mean square)"
     on = "on this one frame" if n == 1 else f"on {n} frames"
     if value == 0:
         return f"It changes nothing {on}."
     if not others:
-        return f"It {said} {on}; there is nothing to compare it with."
+        return f"It {said.format(_apart(value)[0])} {on}; there is nothing to compare it with."
     reached = sum(one >= value for one in others)
-    most = max(others)
+    own, most = _apart(value, max(others))
+    said = said.format(own)
     if reached == 0:
-        return f"It {said} {on}, more than any of {len(others)} {like} (most: {most:.2g})."
-    return f"It {said} {on}; {reached} of {len(others)} {like} do as much (most: {most:.2g})."
+        return f"It {said} {on}, more than any of {len(others)} {like} (most: {most})."
+    return f"It {said} {on}; {reached} of {len(others)} {like} do as much (most: {most})."
+
+
+def _apart(*values: float) -> list[str]:
+    """Return numbers with equal decimals: two digits of the largest, and so many that those which differ do so."""
+    largest = max(abs(value) for value in values)
+    start = max(0, 1 - math.floor(math.log10(largest))) if largest > 0 else 0
+    n_different, decimals = len(set(values)), start
+    while len({f"{value:.{decimals}f}" for value in values}) < n_different and decimals < start + 8:
+        decimals += 1
+    return [f"{value:.{decimals}f}" for value in values]
 
 
 def _tokens_under(
@@ -371,4 +383,4 @@ def _mean(values: NDArray[np.floating]) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None
+    return float(f"{float(value):.6g}") if np.isfinite(value) else None
