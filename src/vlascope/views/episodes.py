@@ -132,11 +132,12 @@ class EpisodeTeller:
         n = len(track.items)
         duration = f", {track.times[-1]:.1f} s" if np.isfinite(track.times[-1]) else ""
         facts = [("Episode", f"{track.episode}, {count(n, 'step')}{duration}")]
-        closed = track.gripper_closed
-        if closed is not None:
-            when = np.flatnonzero(closed)
+        grip = track.gripper
+        if grip is not None and np.isfinite(grip).any():
+            when, n_unknown = np.flatnonzero(grip > 0.5), int((~np.isfinite(grip)).sum())
             text = f"first closed at step {track.steps[when[0]]}" if len(when) else "never closed"
-            facts.append(("Gripper", f"{text}; closed in {len(when)} of {n} steps"))
+            unknown = f"; unknown in {n_unknown}" if n_unknown else ""
+            facts.append(("Gripper", f"{text}; closed in {len(when)} of {n} steps{unknown}"))
         if track.events:
             facts.append(("Events", ", ".join(f"{name} at step {step}" for name, step in track.events)))
         if any("holding" in self.run.items[i].labels for i in track.items):
@@ -178,8 +179,9 @@ class EpisodeTeller:
         same = gap.max(axis=1) < 1e-4
         text = f"given these frames again, the model answers the recorded action in {same.sum()} of {len(same)} steps"
         moves = [i for i, name in enumerate(track.action_names) if name in MOVES]
-        if not same.all() and moves:
-            largest = 100 * gap[:, moves].max()
+        told = gap[:, moves][np.isfinite(gap[:, moves])]
+        if not same.all() and len(told):
+            largest = 100 * told.max()
             text += f"; elsewhere its move differs by up to {largest:.1f} cm (the frames are stored as video)"
         return text
 
