@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vlascope.views.chart import _nice_step, _spread, episode_chart
+from vlascope.views.chart import _fitting, _nice_step, _spread, episode_chart
 from vlascope.views.robot import action_text, episode_track, signed
 from vlascope.views.story import (
     episode_concepts,
@@ -132,6 +132,9 @@ def test_chart_helpers():
     assert _nice_step(24) == 5 and _nice_step(0.5) == pytest.approx(0.1) and _nice_step(0) == 1
     assert _spread([50, 50, 10], low=0, high=100) == [50, 64, 10]
     assert _spread([98, 90, 100], low=0, high=100) == [86, 72, 100]
+    assert _fitting(["x", "y", "z"], most=22) == ["x", ", y", ", z"]
+    assert _fitting([f"action {i}" for i in range(9)], most=22) == ["action 0", ", 1", ", 2", ", 3 +5"]
+    assert _fitting(["left_shoulder_pan.position", "b"], most=13) == ["left…ition +1"]
     crowded = _spread([5.0] * 11, low=0, high=100)
     assert crowded == pytest.approx(np.linspace(0, 100, 11))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ from .measured import EpisodeMeasures
 from .robot import EpisodeTrack, signed
 
 WIDTH, LEFT, RIGHT = 960, 72, 72
-_MAX_RIGHT = 176  # long names of curves take up to so much of the width
+_LABEL_LENGTH = 22  # characters of a label at the end of a curve
+_BOLD_WIDTH = 7.4  # a generous estimate for 12 px type
 _PLOT_TOP, _PLOT_HEIGHT, _GRIP_HEIGHT = 48, 150, 14
 _SHARES_HEIGHT, _CHANGES_HEIGHT, _ANOMALY_HEIGHT, _BAND_GAP = 40, 12, 36, 10
 _LABEL_STEP = 14  # pixels between two labels on top of one another
@@ -141,13 +142,10 @@ def episode_chart(
     else:
         series, names, y_title = np.zeros((n, 0), np.float32), [], ""
     series = np.where(np.isfinite(series), series, np.nan)
-    margin = min(max([RIGHT, *(18 + _text_width(name) for name in names)]), _MAX_RIGHT)
-    right = WIDTH - round(margin)
-    x_of = np.linspace(LEFT, right, n) if n > 1 else np.array([(LEFT + right) / 2])
     bottom = _PLOT_TOP + (_PLOT_HEIGHT if names else 0)
-    lines: tuple[Line, ...] = ()
     y_ticks: tuple[Tick, ...] = ()
     zero_y = None
+    heights = np.zeros((n, 0))
     if names:
         known = series[np.isfinite(series)]
         low, high = float(known.min(initial=0.0)), float(known.max(initial=0.0))
@@ -156,25 +154,31 @@ def episode_chart(
         span = max(high - low, 1e-9)
 
         def y_of(value: float) -> float:
-            return round(_PLOT_TOP + _PLOT_HEIGHT * (1 - (value - low) / span), 2)
+            return round(float(_PLOT_TOP + _PLOT_HEIGHT * (1 - (value - low) / span)), 2)
 
+        heights = np.round(_PLOT_TOP + _PLOT_HEIGHT * (1 - (series - low) / span), 1)
         marks = np.arange(round((high - low) / step) + 1) * step + low
         digits = max(0, int(np.ceil(-np.log10(step))))
         y_ticks = tuple(Tick(at=y_of(v), text=signed(v, digits=digits).strip()) for v in marks)
         zero_y = y_of(0.0)
-        lines = tuple(
-            Line(
-                name=name,
-                color=LINE_COLORS[j % len(LINE_COLORS)],
-                points=tuple(
-                    " ".join(f"{x_of[i]:.1f},{y_of(series[i, j]):.1f}" for i in range(a, b + 1))
-                    for a, b in _stretches(np.isfinite(series[:, j]))
-                ),
-                values=" ".join(f"{v:.2f}" for v in series[:, j]),
-            )
-            for j, name in enumerate(names)
+    labels = _labels(names, heights)
+    wide = max([0, *(sum(len(text) for text, _ in label) for label, _ in labels.values())])
+    right = WIDTH - max(RIGHT, round(18 + _BOLD_WIDTH * wide))
+    x_of = np.linspace(LEFT, right, n) if n > 1 else np.array([(LEFT + right) / 2])
+    lines = tuple(
+        Line(
+            name=name,
+            color=LINE_COLORS[j % len(LINE_COLORS)],
+            points=tuple(
+                " ".join(f"{x_of[i]:.1f},{heights[i, j]:.1f}" for i in range(a, b + 1))
+                for a, b in _stretches(np.isfinite(heights[:, j]))
+            ),
+            values=" ".join(f"{v:.2f}" for v in series[:, j]),
+            label=labels[j][0] if j in labels else (),
+            label_y=labels[j][1] if j in labels else 0.0,
         )
-        lines = _labelled(lines, room=margin - 10)
+        for j, name in enumerate(names)
+    )
     closed = track.gripper_closed
     half = (x_of[1] - x_of[0]) / 2 if n > 1 else 10.0
     grip_y = bottom + 18
@@ -281,38 +285,46 @@ def _nice_step(span: float) -> float:
     return float(next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999))
 
 
-def _labelled(lines: Sequence[Line], *, room: float) -> tuple[Line, ...]:
-    """Return the curves with labels at their ends that neither touch one another nor leave the plot.
+def _labels(
+    names: Sequence[str], heights_nj: NDArray[np.floating]
+) -> dict[int, tuple[tuple[tuple[str, str], ...], float]]:
+    """Return the labels at the ends of the curves, (texts with their colours, y), by the curve that each stands at.
+
+    Labels neither touch one another nor leave the plot. Curves that coincide share one, at the last of them.
 
     Args:
-        lines: The curves; those with the same corners share a label.
-        room: Width that a label may have.
+        names: Of the curves.
+        heights_nj: Where each is drawn at each frame, NaN where it is not.
     """
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for number, line in enumerate(lines):
-        if line.points:
-            groups.setdefault(line.points, []).append(number)
-    ends = [float(points[-1].split(",")[-1]) for points in groups]
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for j in range(len(names)):
+        if np.isfinite(heights_nj[:, j]).any():
+            groups.setdefault(tuple(np.nan_to_num(heights_nj[:, j], nan=-1.0).tolist()), []).append(j)
+    ends = [next(y for y in reversed(column) if y >= 0) for column in groups]
     placed = _spread(ends, low=_PLOT_TOP, high=_PLOT_TOP + _PLOT_HEIGHT)
-    out = list(lines)
+    found = {}
     for members, y in zip(groups.values(), placed, strict=True):
-        names = _fitting([lines[i].name for i in members], room=room)
-        label = tuple((name, lines[i].color) for i, name in zip(members, names, strict=False))
-        out[members[-1]] = replace(lines[members[-1]], label=label, label_y=y)
-    return tuple(out)
+        texts = _fitting([names[j] for j in members], most=_LABEL_LENGTH)
+        colors = [LINE_COLORS[j % len(LINE_COLORS)] for j in members]
+        found[members[-1]] = (tuple(zip(texts, colors, strict=False)), y)
+    return found
 
 
-def _fitting(names: list[str], *, room: float) -> list[str]:
-    """Return what a label of these names says: with commas, shortened to `room`; "and n more" where many are left."""
-    most = max(4, int(room / _text_width("x")))
-    if len(names) == 1:
-        return [_middle(names[0], most=most)]
-    for kept in range(len(names), 0, -1):
-        more = f" +{len(names) - kept}" if kept < len(names) else ""
-        shown = [*(f"{name}, " for name in names[: kept - 1]), names[kept - 1] + more]
-        if sum(map(len, shown)) <= most or kept == 1:
-            return [*shown[:-1], _middle(shown[-1], most=most)]
-    return []
+def _fitting(names: Sequence[str], *, most: int) -> list[str]:
+    """Return what a label of these names says, one text per name that it has room for: "action 2", ", 3", " +4"."""
+    texts = [names[0], *(f", {_new_part(name, after=names[0])}" for name in names[1:])]
+    for kept in range(len(texts), 0, -1):
+        more = f" +{len(texts) - kept}" if kept < len(texts) else ""
+        if sum(map(len, texts[:kept])) + len(more) <= most:
+            return [*texts[: kept - 1], texts[kept - 1] + more]
+    more = f" +{len(texts) - 1}" if len(texts) > 1 else ""
+    return [_middle(names[0], most=most - len(more)) + more]
+
+
+def _new_part(name: str, *, after: str) -> str:
+    """Return a name without the words that it shares with the one before: of "action 2" after "action 1" the 2."""
+    head, _, tail = name.rpartition(" ")
+    return tail if head and after.rpartition(" ")[0] == head else name
 
 
 def _middle(text: str, *, most: int) -> str:
