@@ -281,6 +281,7 @@ def test_with_the_keyboard_alone(read, file_page):
     keys.press("Enter")
     page.until("!document.getElementById('bar').hidden")
     assert "row 2, column 2" in page.page.locator("#bar").inner_text()
+    page.until("document.querySelector('.patch:not(.clicked)')?.parentElement.querySelector('canvas')")
     above = page.page.evaluate(
         "(() => { const z = (e) => +getComputedStyle(e).zIndex || 0;"
         "const p = document.querySelector('.patch:not(.clicked)');"

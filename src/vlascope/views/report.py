@@ -398,7 +398,7 @@ class _Builder:
             which = camera_note(self.run, item, camera, shown=cameras)
             name = f"{title}, {which}" if which else title
             if camera == cameras[0]:
-                yield camera, name, title, " · ".join(text for text in (which, note) if text)
+                yield camera, name, title, "\n".join(text for text in (which, note) if text)
             else:
                 yield camera, name, "", which
 

@@ -230,7 +230,6 @@
   // and its edge fades where it goes on.
   const nav = document.querySelector("nav"), scrollers = [...document.querySelectorAll(".table-scroll, .chart-scroll, .words-scroll")];
   const edges = (box) => {
-    box.classList.toggle("more-left", box.scrollLeft > 1);
     box.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
   };
   const fit = () => {
