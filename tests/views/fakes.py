@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlascope.models.layout import TokenLayout, concat, grid_tokens, plain_tokens
+from vlascope.models.layout import KINDS, TokenLayout, concat, grid_tokens, plain_tokens
 from vlascope.runs.tables import ItemRow, ResponseRow, TokenTable, table_from_layouts
 
 
@@ -44,7 +44,9 @@ class FakeRun:
         return self.tables[layout]
 
     def image(self, index: int, camera: int = 0) -> np.ndarray:
-        return self.images[index]
+        return (
+            self.images[index] if camera == 0 else self.images[index][::-1, ::2]
+        )  # half as wide, upside down
 
     def response(self, item: int) -> ResponseRow | None:
         return next((r for r in self.responses if r.item == item), None)
@@ -80,6 +82,7 @@ class FakeCut:
         return rng.integers(40, 240, (k, 3)).astype(np.uint8)
 
 
+PATCH = KINDS.index("patch")
 WORDS = ["<s>", "In:", "pick", "up", "the", "red", "fragile", "object", "Out:"]
 
 
@@ -109,7 +112,8 @@ def make_cut(
     wh: tuple[int, int] = (112, 96),
     frame: tuple[float, float, float, float] | None = None,
     words: list[str] | None = None,
-    prompt: str = "pick up the red fragile object",
+    prompt: str | None = "pick up the red fragile object",
+    cameras: tuple[str, ...] = ("main",),
 ) -> FakeCut:
     """Two short episodes; the colour of a patch is the image's own mean colour there, changed a little per site."""
     words = WORDS if words is None else words
@@ -129,8 +133,8 @@ def make_cut(
                     index=index,
                     source_index=index,
                     item_id=f"ep{episode:04d}/{step:06d}",
-                    cameras=("main",),
-                    image_sizes=((height, width),),
+                    cameras=cameras,
+                    image_sizes=((height, width), (height, width // 2))[: len(cameras)],
                     prompt=prompt,
                     labels={
                         "success": good,
@@ -157,7 +161,9 @@ def make_cut(
                     action_names=("dx", "dy", "dz", "grip"),
                 )
             )
-    vision = [grid_tokens(rows, cols, frame=frame) for _ in items]
+    second = (0.0, 0.0, float(width // 2), float(height))
+    seen = [grid_tokens(rows, cols, frame=frame), grid_tokens(rows, cols, frame=second, camera=1)]
+    vision = [concat(seen[: len(cameras)]) for _ in items]
     language = [
         concat([plain_tokens("special", words[:1]), v, plain_tokens("text", words[1:])]) for v in vision
     ]
@@ -181,7 +187,9 @@ def make_cut(
         for i in range(n):
             if not np.isnan(table.box[i, 0]):
                 x0, y0, x1, y1 = table.box[i].clip(0)
-                part = images[table.item[i]][int(y0) : int(y1) + 1, int(x0) : int(x1) + 1]
+                part = run.image(int(table.item[i]), int(table.camera[i]))[
+                    int(y0) : int(y1) + 1, int(x0) : int(x1) + 1
+                ]
                 if part.size:
                     rgb[i] = part.reshape(-1, 3).mean(0)
         rgbs.append((rgb * (1 - 0.06 * number) + 10 * number).clip(0, 255).astype(np.uint8))
@@ -213,4 +221,29 @@ def make_cut(
             far_share=0.002,
             notes=("0.2% of the tokens are far from every landmark",),
         ),
+    )
+
+
+def make_word_cut(cut: FakeCut) -> FakeCut:
+    """The words of a cut cut by themselves: colours, concepts and parameters of their own."""
+    parts, rows, start = {}, [], 0
+    for site, part in cut.parts.items():
+        kinds = cut.run.tokens(part.layout).kind[part.token_rows]
+        words = np.flatnonzero(kinds != PATCH)
+        if len(words):
+            parts[site] = FakePart(part.layout, part.token_rows[words], slice(start, start + len(words)))
+            rows.append(part.rows.start + words)
+            start += len(words)
+    at = np.concatenate(rows)
+    return FakeCut(
+        **{
+            **cut.__dict__,
+            "sites": tuple(parts),
+            "parts": parts,
+            "eigvecs": cut.eigvecs[at],
+            "rgb": 255 - cut.rgb[at],
+            "labels": {4: (np.arange(len(at)) % 4).astype(np.int16)},
+            "params": {**cut.params, "n_eig": 3, "k": [4]},
+            "health": None,
+        }
     )

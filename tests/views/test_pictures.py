@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from vlascope.errors import InputError, SiteNotFoundError
 from vlascope.views import grid, strip
+from vlascope.views.choose import camera_note, item_note, label_texts, row_notes
 from vlascope.views.panels import input_panel
 from vlascope.views.style import font, ink_on, wrap
 from vlascope.views.tokens import TokenIndex
@@ -38,6 +41,47 @@ def test_strip_has_a_panel_per_site(cropped):
     for site in cropped.sites:
         patches = TokenIndex(cropped).patches(site, 1)
         assert find(picture, color_panel(cropped.rgb, grids=patches, image_wh=(132, 96), out_wh=(132, 96)))
+
+
+def test_every_camera_has_a_row(tmp_path):
+    from fakes import make_cut
+
+    from vlascope.views.panels import color_panel
+
+    both = make_cut(tmp_path, n_steps=2, n_episodes=1, n_vision=2, n_language=0, cameras=("front", "wrist"))
+    for picture in (grid(both, items=[1], panel_width=60), strip(both, items=[1], panel_width=60)):
+        pixels = np.asarray(picture.image)
+        for camera, wh, size in ((0, (112, 96), (120, 103)), (1, (56, 96), (88, 150))):
+            patches = [g for g in TokenIndex(both).patches("vision.1", 1) if g.camera == camera]
+            assert find(pixels, color_panel(both.rgb, grids=patches, image_wh=wh, out_wh=size))
+    assert camera_note(both.run, 0, 1) == "camera 2 of 2: wrist"
+    assert camera_note(both.run, 0, 0, shown=[0]) == "camera 1 of 2 shown: front"
+
+
+def test_an_instruction_stands_once_per_episode_and_labels_beside_images(cut):
+    told = row_notes(cut.run, [0, 3, 9])
+    assert [note for note, _ in told] == [
+        "0.0 s · success",
+        "0.3 s · success",
+        "0.1 s · failure: wrong object",
+    ]
+    assert [bool(prompt) for _, prompt in told] == [True, False, True]
+    labels = {"class": "cat", "score": 0.25, "success": None, "event.grasp": 3, "split": "train", "more": 1}
+    assert label_texts(labels) == ["class: cat", "score: 0.25", "split: train"]
+    photo = SimpleNamespace(
+        items=[dataclasses.replace(cut.run.items[0], episode=None, labels={"class": "cat"})]
+    )
+    assert item_note(photo, 0, with_prompt=False) == "class: cat"  # type: ignore[arg-type]
+
+
+def test_long_instructions_do_not_blow_up_a_row(tmp_path):
+    from fakes import make_cut
+
+    def height(prompt: str) -> int:
+        one = make_cut(tmp_path, n_steps=1, n_episodes=1, n_vision=1, n_language=0, prompt=prompt)
+        return grid(one, panel_width=60).image.height
+
+    assert height("put it there " * 80) == height("put it there " * 20)
 
 
 def test_margin_that_the_model_did_not_see_is_veiled(cropped):
@@ -97,6 +141,16 @@ def test_wrapped_lines_fit_and_lose_nothing(text):
 def test_cut_off_text_ends_with_an_ellipsis():
     lines = wrap("one two three four five six seven", face=font(13), width=60, max_lines=2)
     assert len(lines) == 2 and lines[1].endswith("…") and font(13).getlength(lines[1]) <= 60
+
+
+def test_names_of_files_are_cut_in_the_middle():
+    names = [f"a_long_folder_name/with/another/inside/image-{n}.jpg" for n in ("0001", "0002")]
+    shown = [wrap(name, face=font(13), width=150, max_lines=2, middle=True) for name in names]
+    assert shown[0] != shown[1]
+    for name, lines in zip(names, shown, strict=True):
+        head, tail = "".join(lines).split("…")
+        assert len(lines) <= 2 and name.startswith(head) and name.endswith(tail) and tail.endswith(".jpg")
+    assert wrap("short.jpg", face=font(13), width=150, max_lines=2, middle=True) == ["short.jpg"]
 
 
 def test_ink_contrasts():

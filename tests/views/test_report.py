@@ -83,6 +83,31 @@ def test_photographs_without_masks_or_words(tmp_path):
     assert "1.jpg" in html and 'id="measures"' not in html and "<video" not in html
 
 
+def test_both_cameras_are_shown(tmp_path):
+    from fakes import make_cut
+
+    made = make_cut(tmp_path, n_steps=2, n_vision=2, n_language=0, cameras=("front", "wrist"))
+    html = report(made, n_items=2, n_videos=0).html
+    where = [a["data-where"] for tag, a in Reader(html).tags if "data-where" in a]
+    first = [w for w in where if w.startswith("vision.1 · episode 0, step 1, ")]
+    assert {w.split(", ")[-1] for w in first} == {"camera 1 of 2: front", "camera 2 of 2: wrist"}
+    images = re.findall(r"^\.im(\d+)\{background-image:url\((.*?)\)", html, re.M)
+    assert len({number for number, _ in images}) == len(images) and len({uri for _, uri in images}) >= 4
+
+
+def test_nothing_says_nan(tmp_path):
+    from fakes import make_cut
+
+    made = make_cut(tmp_path, n_steps=3, n_vision=1, n_language=1)
+    missing = np.array([0.01, np.nan, 0.02, np.nan], np.float32)
+    made.run.responses = [dataclasses.replace(r, action=missing) for r in made.run.responses]
+    made.run.items = [dataclasses.replace(row, action=None) for row in made.run.items]
+    html = report(made, n_items=2, n_videos=0).html
+    text = " ".join(Reader(html).text)
+    assert "x +1.0 y – z +2.0 cm gripper unknown" in " ".join(text.split())
+    assert not re.search(r"[+ ,]nan\b", text + " ".join(re.findall(r'points="[^"]*"', html)))
+
+
 def test_text_is_shown_and_not_run(tmp_path):
     from fakes import make_cut
 
@@ -123,8 +148,8 @@ def test_warns_of_images_without_structure_and_lost_items(tmp_path):
     ]
     warnings = report(made, n_videos=0).warnings
     assert (
-        "2 answers of the model are not as expected: of_its_own (1); "
-        "6 tokens, more than an action has numbers (2)." in warnings
+        "2 answers of the model are not as expected: of_its_own — in 1 answer (episode 0, step 1); 6 tokens, more than "
+        "an action has numbers — in 2 answers (episode 0, step 0; episode 0, step 1)." in warnings
     )
     assert any("all patches are one concept" in w for w in warnings)
     assert any("2 items could not be read" in w for w in warnings)

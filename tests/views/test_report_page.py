@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -214,6 +215,61 @@ def test_pictures_and_videos_are_there(read, request, kind):
     )
 
 
+def test_hover_and_click_name_the_same_patch(read, file_page):
+    page = read(file_page)
+    grid = page.page.locator("#concepts .grid").nth(1)
+    grid.scroll_into_view_if_needed()
+    box = grid.bounding_box()
+    for step in range(12):  # on both sides of an edge between two patches, at parts of a pixel
+        x = box["x"] + box["width"] * 5 / 14 + (step - 6) * 0.17
+        page.page.mouse.move(x, box["y"] + 0.4 * box["height"])
+        hovered = page.page.locator("#tip").inner_text().splitlines()[0].split(" · ")[-1]
+        page.page.mouse.click(x, box["y"] + 0.4 * box["height"])
+        assert hovered in page.page.locator("#bar").inner_text()
+    row, col = (int(n) - 1 for n in re.findall(r"\d+", hovered))
+    assert page.page.locator("#concepts .patch.clicked").count() == 4  # at each K, and continuous
+    mark = grid.locator(".patch.clicked").evaluate("(m) => [m.style.left, m.style.top].map(parseFloat)")
+    assert mark == pytest.approx([100 * col / 14, 100 * row / 12], abs=0.01)
+    page.page.locator("#words [data-t]").nth(3).click()
+    assert page.page.locator(".patch.clicked").count() == 0
+    assert page.page.locator("#words .clicked").count() == 1
+    page.page.keyboard.press("Escape")
+    assert page.page.locator(".clicked").count() == 0
+
+
+def test_a_paused_video_shows_the_frame_of_its_slider(read, file_page):
+    page = read(file_page)
+    page.until("document.querySelector('video').readyState >= 1")
+    page.page.evaluate("document.querySelector('video').currentTime = 0")
+    for _ in range(3):
+        page.page.evaluate(
+            "(async () => { const v = document.querySelector('video'); v.muted = true; await v.play(); })()"
+        )
+        page.page.wait_for_timeout(230)
+        page.page.evaluate("document.querySelector('video').pause()")
+        page.until("!document.querySelector('video').seeking && document.querySelector('video').paused")
+        page.page.wait_for_timeout(60)
+        place = page.page.evaluate(
+            "(() => { const v = document.querySelector('video'), s = document.querySelector('.player input');"
+            "return [v.currentTime * v.dataset.fps, +s.value]; })()"
+        )
+        assert place[0] == pytest.approx(place[1] + 0.5, abs=0.02)  # in the middle of that frame
+
+
+def test_column_titles_stay_in_sight_and_edges_are_marked(read, file_page):
+    top = "(h) => h.getBoundingClientRect().top"
+    for width in (1280, 640):
+        page = read(file_page, width=width)
+        sheet = page.page.locator("#layers .table-scroll")
+        fits = "fits" in sheet.get_attribute("class").split()
+        assert fits == (width == 1280) == ("more-right" not in sheet.get_attribute("class"))
+        last = page.page.locator("#layers .sheet > .panel").last
+        last.evaluate("(p) => p.scrollIntoView({ block: 'end', behavior: 'instant' })")
+        nav = page.page.locator("nav").evaluate("(n) => n.getBoundingClientRect().bottom")
+        seen = page.page.locator("#layers .head").last.evaluate(top)
+        assert seen < last.evaluate(top) and (seen >= nav - 1 if fits else seen > 0)
+
+
 def test_with_the_keyboard_alone(read, file_page):
     page = read(file_page)
     keys = page.page.keyboard
@@ -225,6 +281,13 @@ def test_with_the_keyboard_alone(read, file_page):
     keys.press("Enter")
     page.until("!document.getElementById('bar').hidden")
     assert "row 2, column 2" in page.page.locator("#bar").inner_text()
+    page.until("document.querySelector('.patch:not(.clicked)')?.parentElement.querySelector('canvas')")
+    above = page.page.evaluate(
+        "(() => { const z = (e) => +getComputedStyle(e).zIndex || 0;"
+        "const p = document.querySelector('.patch:not(.clicked)');"
+        "return z(p) > z(p.parentElement.querySelector('canvas')); })()"
+    )
+    assert above  # the cursor lies over what darkens the rest
     panels = "[...document.querySelectorAll('#concepts .panel')].filter((p) => p.querySelector('.grid'))"
     assert page.page.evaluate(f"{panels}[1] === document.activeElement")
     keys.press("Escape")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -8,8 +9,9 @@ import pytest
 
 from vlascope.errors import InputError
 from vlascope.views import video
+from vlascope.views.robot import episode_track
 from vlascope.views.tokens import TokenIndex
-from vlascope.views.video import video_panel_size
+from vlascope.views.video import _pace, _timing, video_panel_size
 
 av = pytest.importorskip("av")
 
@@ -65,6 +67,31 @@ def _frames(data):
 def test_speed_is_stated_and_used(cut):
     assert video(cut, episode=0, panel_width=112, speed=1).fps == pytest.approx(10)
     assert video(cut, episode=0, panel_width=112).fps == pytest.approx(2.5)
+
+
+def test_an_unknown_rate_is_not_called_a_speed(cut):
+    track = episode_track(cut.run, episode=0, items=range(8))
+    assert _pace(track, 5.0, 0.5) == "played at 0.5 x real time" and _pace(track, 10.0, 1.0) == ""
+    timeless = dataclasses.replace(track, times=(float("nan"),) * 8)
+    assert _timing(timeless, None) == (2.0, 0.4)
+    assert _pace(timeless, 2.0, 0.4) == "2 frames a second"
+
+
+def test_every_camera_has_a_row(tmp_path):
+    from fakes import make_cut
+
+    both = make_cut(tmp_path, n_steps=2, n_episodes=1, n_vision=1, n_language=0, cameras=("front", "wrist"))
+    clip = video(both, panel_width=224)
+    frame = _frames(clip.data)[1]
+    index = TokenIndex(both)
+    assert clip.params["cameras"] == ["front", "wrist"]
+    # Second row: 37 px above the first, then a 192 px panel, 8 px, a 21 px title; the wrist camera is half as wide,
+    # so enlarged four times.
+    grid = next(g for g in index.patches("vision.0", 1) if g.camera == 1)
+    colors = grid.values(both.rgb).astype(int)
+    x0, y0 = 16 + 224 + 8, 37 + 192 + 8 + 21
+    centres = frame[y0 + 16 : y0 + 384 : 32, x0 + 8 : x0 + 224 : 16].astype(int)
+    assert centres.shape == colors.shape and np.abs(centres - colors).mean() < 10
 
 
 def test_long_instructions_and_answers_wrap(tmp_path):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..palette import discrete
-from .choose import spread
+from .choose import camera_note, spread
 from .describe import count, model_name
 from .grid import split_names
 from .panels import fit_size, input_panel
@@ -64,7 +64,9 @@ def answers(
         answer = (
             f"answer: {said[i]}{'' if said[i] == found.truth[i] else ' (wrong)'}" if found.answers else ""
         )
-        rows.append(SheetRow(caption=f"truth: {found.truth[i]}", note=answer, panels=[panel, *framed]))
+        which = camera_note(run, int(found.items[i]), 0, shown=[0])
+        note = "\n".join(text for text in (answer, which) if text)
+        rows.append(SheetRow(caption=f"truth: {found.truth[i]}", note=note, panels=[panel, *framed]))
     sites, verdict = [layer.site for layer in found.layers], found.verdict()
     groups, columns = split_names(sites)
     params = {

@@ -12,6 +12,8 @@ from .measured import EpisodeMeasures
 from .robot import EpisodeTrack, signed
 
 WIDTH, LEFT, RIGHT = 960, 72, 72
+_LABEL_LENGTH = 22  # characters of a label at the end of a curve
+_BOLD_WIDTH = 7.4  # a generous estimate for 12 px type
 _PLOT_TOP, _PLOT_HEIGHT, _GRIP_HEIGHT = 48, 150, 14
 _SHARES_HEIGHT, _CHANGES_HEIGHT, _ANOMALY_HEIGHT, _BAND_GAP = 40, 12, 36, 10
 _LABEL_STEP = 14  # pixels between two labels on top of one another
@@ -22,13 +24,24 @@ LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve with the label at its end."""
+    """One curve with the label at its end.
+
+    Attributes:
+        name: Of the curve.
+        color: CSS.
+        points: The corners of each stretch without a gap.
+        values: Its numbers.
+        label: Name and colour of each curve that the label at its end is for: curves that coincide have one label,
+            at the last of them; () at the others.
+        label_y: Where that label stands.
+    """
 
     name: str
     color: str
-    points: str
-    label_y: float
+    points: tuple[str, ...]
     values: str
+    label: tuple[tuple[str, str], ...] = ()
+    label_y: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,55 +132,66 @@ def episode_chart(
     if track.action is None and not track.events and shares is None and not measures:
         return None
     n = len(track.items)
-    x_of = np.linspace(LEFT, WIDTH - RIGHT, n) if n > 1 else np.array([(LEFT + WIDTH - RIGHT) / 2])
     moves = track.moves_cm
     if moves is not None:
         series, names, y_title = moves, ["x", "y", "z"], "move per step, cm"
     elif track.action is not None:
         series, names, y_title = track.action[:, :7], list(track.action_names[:7]), "action"
+        if track.action.shape[1] > 7:
+            y_title = f"action, 7 of {track.action.shape[1]} numbers"
     else:
         series, names, y_title = np.zeros((n, 0), np.float32), [], ""
+    series = np.where(np.isfinite(series), series, np.nan)
     bottom = _PLOT_TOP + (_PLOT_HEIGHT if names else 0)
-    lines: tuple[Line, ...] = ()
     y_ticks: tuple[Tick, ...] = ()
     zero_y = None
+    heights = np.zeros((n, 0))
     if names:
-        low, high = min(0.0, float(series.min())), max(0.0, float(series.max()))
+        known = series[np.isfinite(series)]
+        low, high = float(known.min(initial=0.0)), float(known.max(initial=0.0))
         step = _nice_step(high - low)
         low, high = np.floor(low / step) * step, np.ceil(high / step) * step
         span = max(high - low, 1e-9)
 
         def y_of(value: float) -> float:
-            return round(_PLOT_TOP + _PLOT_HEIGHT * (1 - (value - low) / span), 2)
+            return round(float(_PLOT_TOP + _PLOT_HEIGHT * (1 - (value - low) / span)), 2)
 
+        heights = np.round(_PLOT_TOP + _PLOT_HEIGHT * (1 - (series - low) / span), 1)
         marks = np.arange(round((high - low) / step) + 1) * step + low
         digits = max(0, int(np.ceil(-np.log10(step))))
         y_ticks = tuple(Tick(at=y_of(v), text=signed(v, digits=digits).strip()) for v in marks)
         zero_y = y_of(0.0)
-        label_y = _spread([y_of(series[-1, j]) for j in range(len(names))])
-        lines = tuple(
-            Line(
-                name=name,
-                color=LINE_COLORS[j % len(LINE_COLORS)],
-                points=" ".join(f"{x:.1f},{y_of(v):.1f}" for x, v in zip(x_of, series[:, j], strict=True)),
-                label_y=label_y[j],
-                values=" ".join(f"{v:.2f}" for v in series[:, j]),
-            )
-            for j, name in enumerate(names)
+    labels = _labels(names, heights)
+    wide = max([0, *(sum(len(text) for text, _ in label) for label, _ in labels.values())])
+    right = WIDTH - max(RIGHT, round(18 + _BOLD_WIDTH * wide))
+    x_of = np.linspace(LEFT, right, n) if n > 1 else np.array([(LEFT + right) / 2])
+    lines = tuple(
+        Line(
+            name=name,
+            color=LINE_COLORS[j % len(LINE_COLORS)],
+            points=tuple(
+                " ".join(f"{x_of[i]:.1f},{heights[i, j]:.1f}" for i in range(a, b + 1))
+                for a, b in _stretches(np.isfinite(heights[:, j]))
+            ),
+            values=" ".join(f"{v:.2f}" for v in series[:, j]),
+            label=labels[j][0] if j in labels else (),
+            label_y=labels[j][1] if j in labels else 0.0,
         )
+        for j, name in enumerate(names)
+    )
     closed = track.gripper_closed
     half = (x_of[1] - x_of[0]) / 2 if n > 1 else 10.0
     grip_y = bottom + 18
     stretches = _stretches(closed) if closed is not None else []
     bottom_of_all = grip_y + (_GRIP_HEIGHT if closed is not None else 0)
-    bands = _bands(x_of, shares, share_colors, measures, top=bottom_of_all + _BAND_GAP)
+    bands = _bands(x_of, shares, share_colors, measures, top=bottom_of_all + _BAND_GAP, right=right)
     if bands:
         bottom_of_all = bands[-1].y + bands[-1].height
     return Chart(
         width=WIDTH,
         height=int(bottom_of_all + 40),
         left=LEFT,
-        right=WIDTH - RIGHT,
+        right=right,
         top=_PLOT_TOP,
         bottom=bottom_of_all,
         zero_y=zero_y,
@@ -180,7 +204,7 @@ def episode_chart(
         closed=tuple(
             (
                 float(round(max(x_of[a] - half, LEFT), 1)),
-                float(round(min(x_of[b] + half, WIDTH - RIGHT) - max(x_of[a] - half, LEFT), 1)),
+                float(round(min(x_of[b] + half, right) - max(x_of[a] - half, LEFT), 1)),
             )
             for a, b in stretches
         ),
@@ -199,11 +223,12 @@ def _bands(
     measures: EpisodeMeasures,
     *,
     top: float,
+    right: float,
 ) -> tuple[Band, ...]:
     """Return the strips under the curves, from the top."""
     bands: list[Band] = []
     half = (x_of[1] - x_of[0]) / 2 if len(x_of) > 1 else 10.0
-    edges = np.clip(np.append(x_of - half, x_of[-1] + half), LEFT, WIDTH - RIGHT)
+    edges = np.clip(np.append(x_of - half, x_of[-1] + half), LEFT, right)
     if shares is not None:
         above = np.concatenate([np.zeros((len(shares), 1)), np.cumsum(shares, axis=1)], axis=1)
         areas = []
@@ -260,13 +285,73 @@ def _nice_step(span: float) -> float:
     return float(next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999))
 
 
-def _spread(wanted: list[float]) -> list[float]:
-    """Return label positions near the wanted ones, at least one label height apart, in the same order."""
+def _labels(
+    names: Sequence[str], heights_nj: NDArray[np.floating]
+) -> dict[int, tuple[tuple[tuple[str, str], ...], float]]:
+    """Return the labels at the ends of the curves, (texts with their colours, y), by the curve that each stands at.
+
+    Labels neither touch one another nor leave the plot. Curves that coincide share one, at the last of them.
+
+    Args:
+        names: Of the curves.
+        heights_nj: Where each is drawn at each frame, NaN where it is not.
+    """
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for j in range(len(names)):
+        if np.isfinite(heights_nj[:, j]).any():
+            groups.setdefault(tuple(np.nan_to_num(heights_nj[:, j], nan=-1.0).tolist()), []).append(j)
+    ends = [next(y for y in reversed(column) if y >= 0) for column in groups]
+    placed = _spread(ends, low=_PLOT_TOP, high=_PLOT_TOP + _PLOT_HEIGHT)
+    found = {}
+    for members, y in zip(groups.values(), placed, strict=True):
+        texts = _fitting([names[j] for j in members], most=_LABEL_LENGTH)
+        colors = [LINE_COLORS[j % len(LINE_COLORS)] for j in members]
+        found[members[-1]] = (tuple(zip(texts, colors, strict=False)), y)
+    return found
+
+
+def _fitting(names: Sequence[str], *, most: int) -> list[str]:
+    """Return what a label of these names says, one text per name that it has room for: "action 2", ", 3", " +4"."""
+    texts = [names[0], *(f", {_new_part(name, after=names[0])}" for name in names[1:])]
+    for kept in range(len(texts), 0, -1):
+        more = f" +{len(texts) - kept}" if kept < len(texts) else ""
+        if sum(map(len, texts[:kept])) + len(more) <= most:
+            return [*texts[: kept - 1], texts[kept - 1] + more]
+    more = f" +{len(texts) - 1}" if len(texts) > 1 else ""
+    return [_middle(names[0], most=most - len(more)) + more]
+
+
+def _new_part(name: str, *, after: str) -> str:
+    """Return a name without the words that it shares with the one before: of "action 2" after "action 1" the 2."""
+    head, _, tail = name.rpartition(" ")
+    return tail if head and after.rpartition(" ")[0] == head else name
+
+
+def _middle(text: str, *, most: int) -> str:
+    """Return a text of at most `most` characters: a longer one loses its middle."""
+    if len(text) <= most:
+        return text
+    head = (most - 1) // 2
+    return f"{text[:head]}…{text[head + 1 - most :]}"
+
+
+def _spread(wanted: Sequence[float], *, low: float, high: float) -> list[float]:
+    """Return label positions near the wanted ones, a label's height apart, in the same order, within the bounds.
+
+    Where they have no room they stand closer: as far apart as the bounds allow.
+    """
+    if not wanted:
+        return []
+    gap = min(_LABEL_STEP, (high - low) / max(1, len(wanted) - 1))
     order = [int(i) for i in np.argsort(wanted, kind="stable")]
-    placed = list(wanted)
+    placed = [min(max(float(y), low), high) for y in wanted]
     for before, after in zip(order, order[1:], strict=False):
-        placed[after] = max(placed[after], placed[before] + _LABEL_STEP)
-    return [round(float(y), 1) for y in placed]
+        placed[after] = max(placed[after], placed[before] + gap)
+    limit = high
+    for i in reversed(order):  # what was pushed out at the bottom comes back, and pushes those above it
+        placed[i] = min(placed[i], limit)
+        limit = placed[i] - gap
+    return [round(y, 1) for y in placed]
 
 
 def _stretches(flags: np.ndarray) -> list[tuple[int, int]]:
@@ -276,15 +361,24 @@ def _stretches(flags: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _time_ticks(track: EpisodeTrack, x_of: np.ndarray) -> tuple[Tick, ...]:
-    n = len(track.items)
-    chosen = np.unique(np.round(np.linspace(0, n - 1, min(n, 7))).astype(int))
-    has_time = np.isfinite(track.times).all()
+    """Return ticks at round times (or steps, where the times are not known), evenly spaced."""
+    times, steps = np.asarray(track.times, np.float64), np.asarray(track.steps, np.float64)
+    has_time = bool(np.isfinite(times).all() and (np.diff(times) > 0).all())
+    values = times if has_time else steps
+    if not has_time and not (np.diff(steps) > 0).all():
+        values = np.arange(len(steps), dtype=np.float64)
+    step = _nice_step(float(values[-1] - values[0]))
+    step = step if has_time else max(1.0, step)
+    marks = np.arange(np.ceil(values[0] / step - 1e-6), np.floor(values[-1] / step + 1e-6) + 1) * step + 0.0
+    if len(values) == 1:
+        marks = values
+    digits = max(0, int(np.ceil(-np.log10(step) - 1e-9))) if len(values) > 1 else 1
     return tuple(
         Tick(
-            at=round(float(x_of[i]), 1),
-            text=f"{track.times[i]:.1f} s" if has_time else f"step {track.steps[i]}",
+            at=round(float(np.interp(v, values, x_of)), 1),
+            text=f"{v:.{digits}f} s" if has_time else f"step {v:.0f}",
         )
-        for i in chosen
+        for v in marks
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,12 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from ..items.item import Scalar
     from ..runs import Run
+
+
+MAX_LABELS = 3
+"""Labels that stand beside a stand-alone image."""
+
+_OTHER_LABELS = ("success", "failure", "outcome", "target", "scene", "sim", "event")
 
 
 def episodes_of(run: Run) -> dict[int, list[int]]:
@@ -73,15 +80,61 @@ def item_title(run: Run, item: int) -> str:
     return f"episode {row.episode}, step {row.step}"
 
 
+def camera_note(run: Run, item: int, camera: int, *, shown: Sequence[int] | None = None) -> str:
+    """Return which of an item's cameras a panel shows; "" where there is only one.
+
+    Args:
+        run: Holds the item.
+        item: Its row.
+        camera: The camera of the panel.
+        shown: All cameras that are shown; where they are not all that there are, that is said.
+    """
+    names = run.items[item].cameras
+    if len(names) < 2:
+        return ""
+    missing = " shown" if shown is not None and len(shown) < len(names) else ""
+    return f"camera {camera + 1} of {len(names)}{missing}: {names[camera]}"
+
+
 def item_note(run: Run, item: int, *, with_prompt: bool = True) -> str:
-    """Return what stands in small type beside an item: time, instruction, and how its episode ended."""
+    """Return what stands in small type beside an item: time, labels, how its episode ended, and the instruction.
+
+    Labels are those of a stand-alone image, three at most; an episode's stand beside the episode.
+    """
     row = run.items[item]
     notes = [f"{row.time_secs:.1f} s"] if row.time_secs is not None and row.episode is not None else []
-    if row.prompt and with_prompt:
-        notes.append(f"“{row.prompt}”")
     if row.labels.get("success") is not None:
         notes.append(outcome_text(row.labels))
+    if row.episode is None:
+        notes += label_texts(row.labels)
+    if row.prompt and with_prompt:
+        notes.append(f"“{row.prompt}”")
     return " · ".join(notes)
+
+
+def row_notes(run: Run, items: Sequence[int]) -> list[tuple[str, str]]:
+    """Return for each row of a sheet (note, instruction): the instruction once where an episode has several rows."""
+    told, before = [], (None, None)
+    for item in items:
+        row = run.items[item]
+        now = (row.episode, row.prompt)
+        is_new = row.episode is None or now != before
+        told.append(
+            (item_note(run, item, with_prompt=False), f"“{row.prompt}”" if row.prompt and is_new else "")
+        )
+        before = now
+    return told
+
+
+def label_texts(labels: Mapping[str, Scalar], *, n: int = MAX_LABELS) -> list[str]:
+    """Return the first `n` labels as "class: cat"; those that say how an episode ended or what a scene is are left."""
+    found = []
+    for name, value in labels.items():
+        if value is None or value == "" or re.split(r"[_./]", name)[0] in _OTHER_LABELS:
+            continue
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        found.append(f"{name.replace('_', ' ')}: {text if len(text) <= 40 else text[:39] + '…'}")
+    return found[:n]
 
 
 def outcome_text(labels: Mapping[str, Scalar]) -> str:

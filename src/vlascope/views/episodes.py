@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chart import Chart, episode_chart
-from .choose import episodes_of, item_title, outcome_text
+from .choose import camera_note, episodes_of, item_title, outcome_text
 from .describe import count
 from .measured import concept_shares, episode_measures
 from .pack import PanelView, TokenPack, region_boxes
@@ -52,7 +52,9 @@ class StoryView:
     named: str | None
     named_title: str
     named_how: str
-    frames: tuple[tuple[PanelView, PanelView, str, str], ...]  # camera, overlay, caption, what was done
+    frames: tuple[
+        tuple[tuple[PanelView, ...], str, str], ...
+    ]  # camera and colours of each, caption, what was done
     concepts: Concepts | None
     sentences: tuple[tuple[str | None, str], ...]  # colour of the concept that it speaks of, text
 
@@ -132,11 +134,12 @@ class EpisodeTeller:
         n = len(track.items)
         duration = f", {track.times[-1]:.1f} s" if np.isfinite(track.times[-1]) else ""
         facts = [("Episode", f"{track.episode}, {count(n, 'step')}{duration}")]
-        closed = track.gripper_closed
-        if closed is not None:
-            when = np.flatnonzero(closed)
+        grip = track.gripper
+        if grip is not None and np.isfinite(grip).any():
+            when, n_unknown = np.flatnonzero(grip > 0.5), int((~np.isfinite(grip)).sum())
             text = f"first closed at step {track.steps[when[0]]}" if len(when) else "never closed"
-            facts.append(("Gripper", f"{text}; closed in {len(when)} of {n} steps"))
+            unknown = f"; unknown in {n_unknown}" if n_unknown else ""
+            facts.append(("Gripper", f"{text}; closed in {len(when)} of {n} steps{unknown}"))
         if track.events:
             facts.append(("Events", ", ".join(f"{name} at step {step}" for name, step in track.events)))
         if any("holding" in self.run.items[i].labels for i in track.items):
@@ -178,8 +181,9 @@ class EpisodeTeller:
         same = gap.max(axis=1) < 1e-4
         text = f"given these frames again, the model answers the recorded action in {same.sum()} of {len(same)} steps"
         moves = [i for i, name in enumerate(track.action_names) if name in MOVES]
-        if not same.all() and moves:
-            largest = 100 * gap[:, moves].max()
+        told = gap[:, moves][np.isfinite(gap[:, moves])]
+        if not same.all() and len(told):
+            largest = 100 * told.max()
             text += f"; elsewhere its move differs by up to {largest:.1f} cm (the frames are stored as video)"
         return text
 
@@ -231,7 +235,7 @@ class EpisodeTeller:
 
     def _key_frames(
         self, track: EpisodeTrack, *, named: str | None, others: Sequence[str]
-    ) -> list[tuple[PanelView, PanelView, str, str]]:
+    ) -> list[tuple[tuple[PanelView, ...], str, str]]:
         """Return the first frame, those of the events and the last: five at most."""
         wanted = {0: "start", len(track.items) - 1: "end"}
         for name, step in track.events:
@@ -246,17 +250,29 @@ class EpisodeTeller:
         for number in numbers:
             item = track.items[number]
             boxes = region_boxes(self.cut, item, named=named, others=others, mask=_MASK) if named else []
-            camera = self.pack.panel(
-                item, site=None, label=f"camera, {item_title(self.run, item)}", boxes=boxes
-            )
-            colors = self.pack.panel(
-                item,
-                site=self.site,
-                label=f"concept colours, {item_title(self.run, item)}",
-                where=f"{self.site} · {item_title(self.run, item)}",
-            )
+            panels = []
+            cameras = self.index.cameras(self.site, item) or [0]
+            for camera in cameras:
+                which = camera_note(self.run, item, camera, shown=cameras)
+                name = f"{item_title(self.run, item)}, {which}" if which else item_title(self.run, item)
+                panels += [
+                    self.pack.panel(  # masks, and so boxes, are those of the first camera
+                        item,
+                        site=None,
+                        camera=camera,
+                        label=f"camera, {name}",
+                        boxes=boxes if camera == 0 else [],
+                    ),
+                    self.pack.panel(
+                        item,
+                        site=self.site,
+                        camera=camera,
+                        label=f"concept colours, {name}",
+                        where=f"{self.site} · {name}",
+                    ),
+                ]
             done = "  ".join(action_pieces(track, number)) or (answer_text(self.run, item) or "")
-            frames.append((camera, colors, f"{wanted[number]} · step {track.steps[number]}", done))
+            frames.append((tuple(panels), f"{wanted[number]} · step {track.steps[number]}", done))
         return frames
 
     def _sentences(self, concepts: Concepts | None) -> list[tuple[str | None, str]]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .choose import check_items, choose_items, item_note, item_title
+from .choose import camera_note, check_items, choose_items, item_title, row_notes
 from .describe import footer, model_name, picture_params
 from .panels import color_panel, fit_size, input_panel
 from .picture import Picture
 from .sheet import SheetRow, draw_sheet
 from .style import LIGHT, Theme
-from .tokens import PatchGrid, TokenIndex, Upsample
+from .tokens import PatchGrid, TokenIndex, Upsample, of_camera
 
 if TYPE_CHECKING:
     from ..palette import SavedCut
@@ -33,7 +33,8 @@ def grid(
     scale: int = 2,
     theme: Theme = LIGHT,
 ) -> Picture:
-    """Return the summary grid of one site: input, clusters at each K, continuous colour; one row per item.
+    """Return the summary grid of one site: input, clusters at each K, continuous colour; one row per item
+    and camera.
 
     Clusters have the mean colour of their members, so the columns can be compared with one another.
 
@@ -66,9 +67,9 @@ def grid(
     chosen = choose_items(cut.run, n=n_items, among=index.items_of(site)) if items is None else items
     per_k = [cut.cluster_colors(k)[cut.labels[k]] for k in ks]
     rows = []
-    for item in check_items(cut.run, chosen):
-        image = cut.run.image(item)
-        patches = first_camera(index.patches(site, item))
+    for item, camera, caption, note in _rows(index, check_items(cut.run, chosen), site=site):
+        image = cut.run.image(item, camera)
+        patches = of_camera(index.patches(site, item), camera)
         size = _panel_size(image, panel_width * scale)
         wh = (image.shape[1], image.shape[0])
         panels = [input_panel(image, out_wh=size, grids=patches, theme=theme)]
@@ -76,7 +77,7 @@ def grid(
         panels.append(
             color_panel(cut.rgb, grids=patches, image_wh=wh, out_wh=size, upsample=upsample, theme=theme)
         )
-        rows.append(SheetRow(caption=item_title(cut.run, item), note=item_note(cut.run, item), panels=panels))
+        rows.append(SheetRow(caption=caption, note=note, panels=panels))
     params = picture_params(cut, view="grid", sites=[site], ks=ks, items=list(chosen), upsample=upsample)
     picture = draw_sheet(
         rows,
@@ -102,7 +103,7 @@ def strip(
     scale: int = 2,
     theme: Theme = LIGHT,
 ) -> Picture:
-    """Return the layer strip: one column per site, one row per item, one palette for all.
+    """Return the layer strip: one column per site, one row per item and camera, one palette for all.
 
     Args:
         cut: A joint cut over several sites (one site gives a strip of one column).
@@ -129,18 +130,18 @@ def strip(
     chosen = choose_items(cut.run, n=n_items, among=index.items_of(names[0])) if items is None else items
     width = panel_width or int(np.clip(1700 // (len(names) + 1), 88, 208))
     rows = []
-    for item in check_items(cut.run, chosen):
-        image = cut.run.image(item)
+    for item, camera, caption, note in _rows(index, check_items(cut.run, chosen), site=names[0]):
+        image = cut.run.image(item, camera)
         size = _panel_size(image, width * scale)
         wh = (image.shape[1], image.shape[0])
-        first = first_camera(index.patches(names[0], item))
+        first = of_camera(index.patches(names[0], item), camera)
         panels = [input_panel(image, out_wh=size, grids=first, theme=theme)]
         for site in names:
-            patches = first_camera(index.patches(site, item))
+            patches = of_camera(index.patches(site, item), camera)
             panels.append(
                 color_panel(cut.rgb, grids=patches, image_wh=wh, out_wh=size, upsample=upsample, theme=theme)
             )
-        rows.append(SheetRow(caption=item_title(cut.run, item), note=item_note(cut.run, item), panels=panels))
+        rows.append(SheetRow(caption=caption, note=note, panels=panels))
     params = picture_params(cut, view="strip", sites=names, items=list(chosen), upsample=upsample)
     groups, columns = split_names(names)
     picture = draw_sheet(
@@ -166,7 +167,20 @@ def split_names(sites: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def first_camera(grids: Sequence[PatchGrid]) -> list[PatchGrid]:
     """Return the grids of the item's first image."""
-    return [g for g in grids if g.camera == 0]
+    return of_camera(grids, 0)
+
+
+def _rows(index: TokenIndex, items: Sequence[int], *, site: str) -> Iterator[tuple[int, int, str, str]]:
+    """Yield (item, camera, caption, note) of every row: the cameras of an item stand under one another."""
+    run = index.run
+    for item, (note, prompt) in zip(items, row_notes(run, items), strict=True):
+        cameras = index.cameras(site, item) or [0]
+        for camera in cameras:
+            which = camera_note(run, item, camera, shown=cameras)
+            if camera == cameras[0]:
+                yield item, camera, item_title(run, item), "\n".join(t for t in (which, note, prompt) if t)
+            else:
+                yield item, camera, "", which
 
 
 def _panel_size(image: NDArray[np.uint8], width: int) -> tuple[int, int]:

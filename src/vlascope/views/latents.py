@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import RunIncompleteError
-from .choose import item_title
+from .choose import camera_note, item_title
 from .html import png_uri
 from .pack import HeatView, PanelView, TokenPack
 from .tokens import grid_frame
@@ -155,18 +155,21 @@ def _caption(run: Run, example: Mapping[str, Any]) -> str:
         if example["text"]
         else f"row {example['row'] + 1}, column {example['col'] + 1}"
     )
+    if example["kind"] == "patch" and example["camera"] > 0:
+        where = f"{camera_note(run, example['item'], example['camera'])}, {where}"
     return f"{item_title(run, example['item'])} · {where} · {example['value']:.3g}"
 
 
 def _panel(pack: TokenPack, run: Run, site: str, example: Mapping[str, Any], strongest: float) -> PanelView:
     item = int(example["item"])
-    pack.image(item)
-    width, height = pack.sizes[item]
+    camera = max(0, int(example["camera"])) if example["kind"] == "patch" else 0
+    number = pack.image(item, camera)
+    width, height = pack.sizes[number]
     table = run.tokens(run.site(site).layout)
     mine = np.flatnonzero(np.asarray(table.item) == item)
     heats = []
     for one in example["maps"]:
-        if one["camera"] != 0:
+        if one["camera"] != camera:
             continue
         here = mine[
             (np.asarray(table.camera)[mine] == one["camera"])
@@ -187,7 +190,7 @@ def _panel(pack: TokenPack, run: Run, site: str, example: Mapping[str, Any], str
             )
         )
     return PanelView(
-        image=item,
+        image=number,
         aspect=round(width / height, 5),
         label=f"latent active in {_caption(run, example)}",
         where="",

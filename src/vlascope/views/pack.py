@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .html import array_base64, jpeg_uri, png_uri
-from .tokens import PatchGrid, TokenIndex
+from .tokens import PatchGrid, TokenIndex, of_camera
 
 if TYPE_CHECKING:
     from ..palette import SavedCut
@@ -85,16 +85,18 @@ class TokenPack:
         self._size = 0
         self._offsets: dict[tuple[str, int, int, int], int] = {}
         self._words: dict[int, int] = {}
+        self._images: dict[tuple[int, int], int] = {}
         self.images: dict[int, str] = {}
         self.sizes: dict[int, tuple[int, int]] = {}
 
-    def image(self, item: int, *, max_side: int = 448) -> int:
-        """Embed the first image of an item (once) and return the item's number."""
-        if item not in self.images:
-            image = self.cut.run.image(item)
-            self.images[item] = jpeg_uri(image, max_side=max_side)
-            self.sizes[item] = (image.shape[1], image.shape[0])
-        return item
+    def image(self, item: int, camera: int = 0, *, max_side: int = 448) -> int:
+        """Embed an image of an item (once) and return its number."""
+        number = self._images.setdefault((item, camera), len(self._images))
+        if number not in self.images:
+            image = self.cut.run.image(item, camera)
+            self.images[number] = jpeg_uri(image, max_side=max_side)
+            self.sizes[number] = (image.shape[1], image.shape[0])
+        return number
 
     def offset(self, site: str, item: int, grid: PatchGrid) -> int:
         """Return the number of the grid's first token; the others follow row by row."""
@@ -120,16 +122,17 @@ class TokenPack:
         item: int,
         *,
         site: str | None,
+        camera: int = 0,
         rgb_n3: NDArray[np.uint8] | None = None,
         label: str,
         where: str = "",
         boxes: Sequence[BoxView] = (),
     ) -> PanelView:
-        """Return a panel of an item: its image, with the colours of its tokens at `site` over it if one is named."""
-        self.image(item)
-        width, height = self.sizes[item]
+        """Return a panel of an item: an image, with the colours of its tokens at `site` over it if one is named."""
+        number = self.image(item, camera)
+        width, height = self.sizes[number]
         grids = []
-        for grid in [g for g in self.index.patches(site, item) if g.camera == 0] if site else []:
+        for grid in of_camera(self.index.patches(site, item), camera) if site else []:
             colors = grid.values(self.cut.rgb if rgb_n3 is None else rgb_n3)
             x0, y0, x1, y1 = grid.frame
             # Half a pixel: frames are stored in single precision.
@@ -153,7 +156,7 @@ class TokenPack:
                 )
             )
         return PanelView(
-            image=item,
+            image=number,
             aspect=round(width / height, 5),
             label=label,
             where=where,

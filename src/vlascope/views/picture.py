@@ -84,7 +84,7 @@ class Picture:
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="{generator}"><meta name="vlascope" content="{params}"><title>{title}</title>
-<style>{style}</style></head><body class="vls vls-page">{body}</body></html>
+<style>{style}</style></head><body class="vls vls-page"><main>{body}</main></body></html>
 """
 
 

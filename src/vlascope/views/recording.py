@@ -231,15 +231,15 @@ class _Writer:
             text = "\n\n".join([f"**{item_title(self.run, item)}**", *words])
             self._log("words/said", rr.TextDocument(text, media_type="text/markdown"))
         self._log_words(item)
-        moves, closed = track.moves_cm, track.gripper_closed
+        moves, grip = track.moves_cm, track.gripper
         if moves is not None:
             for axis, name in enumerate(MOVES):
                 self._scalar(("action", f"{name} (cm)"), moves[number, axis])
         elif track.action is not None:
             for name, value in zip(track.action_names, track.action[number], strict=True):
                 self._scalar(("action", name), value)
-        if moves is not None and closed is not None:
-            self._scalar(("gripper", "closed"), float(closed[number]))
+        if moves is not None and grip is not None and np.isfinite(grip[number]):
+            self._scalar(("gripper", "closed"), float(grip[number] > 0.5))
         if row.state is not None:
             names = vector_names(self.run.state_names, len(row.state))
             for name, value in zip(names[:MAX_STATES], row.state, strict=False):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from .._version import __version__
 from ..errors import InputError, StorageError
 from ..files import write_bytes, write_text
 from ..progress import watched
-from .choose import choose_items, episodes_of, item_note, item_title
+from .choose import camera_note, choose_items, episodes_of, item_note, item_title, row_notes
 from .describe import (
     count,
     flag_text,
@@ -37,7 +36,7 @@ from .pack import PanelView, TokenPack
 from .picture import params_json
 from .style import css_color
 from .tokens import TokenIndex
-from .words import WORDS_NOTE, WordBlock, word_block, word_colors
+from .words import WORDS_NOTE, WordBlock, word_block, word_colors, word_concepts
 
 if TYPE_CHECKING:
     from ..measure import OverlapResult
@@ -116,10 +115,11 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of panels: the grid and the strip."""
+    """A row of panels: the grid and the strip. The title is empty where it is that of the row above."""
 
     title: str
     note: str
+    prompt: str
     panels: tuple[PanelView, ...]
 
 
@@ -224,7 +224,13 @@ class _Builder:
         self.findings = saved(self.run)
         self.colors = {k: cut.cluster_colors(k) for k in self.ks}
         self.params = picture_params(
-            cut, view="report", sites=cut.sites, site=self.site, k=self.k, items=self.items
+            cut,
+            view="report",
+            sites=cut.sites,
+            site=self.site,
+            k=self.k,
+            items=self.items,
+            word_cut=None if word_cut is None else dict(word_cut.params),
         )
 
     def build(self) -> Report:
@@ -271,6 +277,9 @@ class _Builder:
             strip_groups=_spans(groups),
             words=words,
             words_note=WORDS_NOTE[self.word_cut is not None],
+            words_footer=""
+            if self.word_cut is None
+            else footer(picture_params(self.word_cut, view="words", sites=self.word_cut.sites)),
             overlap=overlap,
             overlap_rows=sorted(overlap.by_name().items()) if overlap else [],
             findings=[finding_view(finding) for finding in self.findings],
@@ -307,7 +316,9 @@ class _Builder:
         ]
         revision = model_revision(run)
         n_episodes = len(episodes_of(run))
-        data = f"{run.n_items} {'frames of ' + count(n_episodes, 'episode') if n_episodes else 'images'}"
+        data = count(run.n_items, "image")
+        if n_episodes:
+            data = f"{count(run.n_items, 'frame')} of {count(n_episodes, 'episode')}"
         share = sampled_share(cut)
         method = [f"NCut, {cut.eigvecs.shape[1]} eigenvectors"]
         method += [
@@ -358,33 +369,51 @@ class _Builder:
     def _grid_rows(self) -> list[Row]:
         rows = []
         per_k = [(f"K = {k}", self.colors[k][self.cut.labels[k]]) for k in self.ks]
-        for item in watched(
-            choose_items(self.run, n=MAX_GRID_ROWS, among=self.items), desc="summary", unit="row"
-        ):
-            name = item_title(self.run, item)
-            where = f"{self.site} · {name}"
-            panels = [self.pack.panel(item, site=None, label=f"input, {name}")]
-            panels += [
-                self.pack.panel(item, site=self.site, rgb_n3=rgb, label=f"{label}, {name}", where=where)
-                for label, rgb in [*per_k, ("continuous", self.cut.rgb)]
-            ]
-            rows.append(Row(title=name, note=item_note(self.run, item), panels=tuple(panels)))
+        items = choose_items(self.run, n=MAX_GRID_ROWS, among=self.items)
+        prompts = {item: prompt for item, (_, prompt) in zip(items, row_notes(self.run, items), strict=True)}
+        for item in watched(items, desc="summary", unit="row"):
+            for camera, name, title, note in self._cameras(item):
+                panels = [self.pack.panel(item, site=None, camera=camera, label=f"input, {name}")]
+                panels += [
+                    self.pack.panel(
+                        item,
+                        site=self.site,
+                        camera=camera,
+                        rgb_n3=rgb,
+                        label=f"{label}, {name}",
+                        where=f"{self.site} · {name}",
+                    )
+                    for label, rgb in [*per_k, ("continuous", self.cut.rgb)]
+                ]
+                rows.append(
+                    Row(title=title, note=note, prompt=prompts[item] if title else "", panels=tuple(panels))
+                )
         return rows
+
+    def _cameras(self, item: int) -> Iterator[tuple[int, str, str, str]]:
+        """Yield (camera, name, title, note) of the rows of an item: one for each camera that the model read."""
+        title, note = item_title(self.run, item), item_note(self.run, item, with_prompt=False)
+        cameras = self.index.cameras(self.site, item) or [0]
+        for camera in cameras:
+            which = camera_note(self.run, item, camera, shown=cameras)
+            name = f"{title}, {which}" if which else title
+            if camera == cameras[0]:
+                yield camera, name, title, "\n".join(text for text in (which, note) if text)
+            else:
+                yield camera, name, "", which
 
     def _strip_rows(self) -> list[Row]:
         if len(self.index.patch_sites()) < 2:
             return []  # the grid shows the only site already
         rows = []
         for item in watched(self.items, desc="layers", unit="item"):
-            name = item_title(self.run, item)
-            panels = [self.pack.panel(item, site=None, label=f"input, {name}")]
-            panels += [
-                self.pack.panel(item, site=s, label=f"{s}, {name}", where=f"{s} · {name}")
-                for s in self.index.patch_sites()
-            ]
-            rows.append(
-                Row(title=name, note=item_note(self.run, item, with_prompt=False), panels=tuple(panels))
-            )
+            for camera, name, title, note in self._cameras(item):
+                panels = [self.pack.panel(item, site=None, camera=camera, label=f"input, {name}")]
+                panels += [
+                    self.pack.panel(item, site=s, camera=camera, label=f"{s}, {name}", where=f"{s} · {name}")
+                    for s in self.index.patch_sites()
+                ]
+                rows.append(Row(title=title, note=note, prompt="", panels=tuple(panels)))
         return rows
 
     def _words(self) -> list[WordBlock]:
@@ -393,7 +422,11 @@ class _Builder:
             return []
         chosen = choose_items(self.run, n=4, among=self.items)
         rgb = word_colors(self.cut, self.word_cut)
-        return [word_block(self.index, i, sites=sites, rgb=rgb, token_of=self.pack.word) for i in chosen]
+        concepts = word_concepts(self.cut, self.word_cut)
+        return [
+            word_block(self.index, i, sites=sites, rgb=rgb, token_of=self.pack.word, concepts=concepts)
+            for i in chosen
+        ]
 
     # ---- numbers ------------------------------------------------------------------------------------------
 
@@ -414,10 +447,13 @@ class _Builder:
                 "see failures.jsonl in the run."
             )
         self.warnings += [str(note) for note in health_value(cut, "notes") or ()]
-        flags = Counter(flag for r in run.responses for flag in r.flags)
+        flags: dict[str, list[int]] = {}
+        for response in run.responses:
+            for flag in response.flags:
+                flags.setdefault(flag, []).append(response.item)
         if flags:
             n_flagged = sum(bool(r.flags) for r in run.responses)
-            told = "; ".join(f"{flag_text(flag)} ({n})" for flag, n in sorted(flags.items()))
+            told = "; ".join(f"{flag_text(flag)} — {self._places(at)}" for flag, at in sorted(flags.items()))
             verb = "is" if n_flagged == 1 else "are"
             self.warnings.append(f"{count(n_flagged, 'answer')} of the model {verb} not as expected: {told}.")
         plain = []
@@ -430,6 +466,12 @@ class _Builder:
             self.warnings.append(
                 f"No structure at {self.site}: all patches are one concept (K = {self.k}) in {', '.join(plain)}."
             )
+
+    def _places(self, items: Sequence[int]) -> str:
+        """Return in how many answers something is, and the first three: "in 2 answers (episode 0, step 1; ...)"."""
+        names = [item_title(self.run, item) for item in items[:3]]
+        more = " and others" if len(items) > len(names) else ""
+        return f"in {count(len(items), 'answer')} ({'; '.join(names)}{more})"
 
 
 def _first_last(sites: Sequence[str]) -> str:

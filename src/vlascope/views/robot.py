@@ -70,10 +70,14 @@ class EpisodeTrack:
         return np.stack([c for c in columns if c is not None], axis=1) * 100
 
     @property
+    def gripper(self) -> NDArray[np.float32] | None:
+        """The commanded gripper of each step, 1 is closed, NaN unknown; None for other kinds of action."""
+        return self.column(*_GRIP_NAMES)
+
+    @property
     def gripper_closed(self) -> NDArray[np.bool_] | None:
-        """Whether each step commands a closed gripper; None for other kinds of action."""
-        grip = self.column(*_GRIP_NAMES)
-        return None if grip is None else grip > 0.5
+        """Whether each step is known to command a closed gripper; None for other kinds of action."""
+        return None if self.gripper is None else self.gripper > 0.5
 
     @property
     def fps(self) -> float | None:
@@ -142,7 +146,10 @@ def _events(labels: Mapping[str, Scalar]) -> tuple[tuple[str, int], ...]:
 
 
 def action_pieces(track: EpisodeTrack, index: int) -> list[str]:
-    """Return the action of one frame as short pieces: ["x +1.2", "y −0.4", "z −2.5 cm", "gripper closed"]."""
+    """Return the action of one frame as short pieces: ["x +1.2", "y −0.4", "z −2.5 cm", "gripper closed"].
+
+    A number that is not known (NaN) is a dash, a gripper that is not known is said to be so.
+    """
     if track.action is None:
         return []
     moves = track.moves_cm
@@ -150,11 +157,19 @@ def action_pieces(track: EpisodeTrack, index: int) -> list[str]:
         pairs = zip(track.action_names, track.action[index], strict=True)
         return [f"{name} {signed(v, digits=3)}" for name, v in pairs]
     pieces = [f"{axis} {signed(v)}" for axis, v in zip("xyz", moves[index], strict=True)]
-    pieces[-1] += " cm"
-    closed = track.gripper_closed
-    if closed is not None:
-        pieces.append(f"gripper {'closed' if closed[index] else 'open'}")
+    known = [i for i, value in enumerate(moves[index]) if np.isfinite(value)]
+    if known:
+        pieces[known[-1]] += " cm"
+    grip = track.gripper
+    if grip is not None:
+        pieces.append(f"gripper {_gripper_text(float(grip[index]))}")
     return pieces
+
+
+def _gripper_text(value: float) -> str:
+    if not np.isfinite(value):
+        return "unknown"
+    return "closed" if value > 0.5 else "open"
 
 
 def action_text(track: EpisodeTrack, index: int) -> str:
@@ -163,7 +178,9 @@ def action_text(track: EpisodeTrack, index: int) -> str:
 
 
 def signed(value: float, *, digits: int = 1) -> str:
-    """Return a number with its sign and a true minus, e.g. "+1.2" or "−0.4"."""
+    """Return a number with its sign and a true minus, e.g. "+1.2" or "−0.4"; a dash for one that is not finite."""
+    if not np.isfinite(value):
+        return "–"
     text = f"{value:+.{digits}f}"
     if float(text) == 0:
         text = " " + text[1:]

@@ -15,9 +15,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+MAX_NOTE_LINES = 3
+"""Lines that one part of a note may take; a longer one (an instruction) ends with an ellipsis."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SheetRow:
-    """One row of a sheet: a caption and one panel per column (None leaves the place empty)."""
+    """One row of a sheet: a caption and one panel per column (None leaves the place empty).
+
+    Each line of the note is wrapped, to `MAX_NOTE_LINES` at most.
+    """
 
     caption: str
     note: str
@@ -71,8 +78,10 @@ def draw_sheet(
     group_height = (line_height(small) + gap // 2) if groups else 0
     column_head = max((len(lines) for lines in column_lines), default=0) * line_height(bold) + gap // 2
 
-    captions = [(wrap(r.caption, face=bold, width=caption_width, max_lines=2),
-                 wrap(r.note, face=small, width=caption_width)) for r in rows]  # fmt: skip
+    captions = [(wrap(r.caption, face=bold, width=caption_width, max_lines=3, middle=True),
+                 [line for text in r.note.split("\n")
+                  for line in wrap(text, face=small, width=caption_width, max_lines=MAX_NOTE_LINES)])
+                for r in rows]  # fmt: skip
     heights = []
     for row, (caption, note) in zip(rows, captions, strict=True):
         text_height = len(caption) * line_height(bold) + len(note) * line_height(small)

@@ -66,7 +66,14 @@ def font(size: int, *, bold: bool = False, mono: bool = False) -> ImageFont.Free
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def wrap(text: str, *, face: ImageFont.FreeTypeFont, width: int, max_lines: int | None = None) -> list[str]:
+def wrap(
+    text: str,
+    *,
+    face: ImageFont.FreeTypeFont,
+    width: int,
+    max_lines: int | None = None,
+    middle: bool = False,
+) -> list[str]:
     """Return `text` broken into lines no wider than `width` pixels; a word that is too long is broken too.
 
     Args:
@@ -74,7 +81,10 @@ def wrap(text: str, *, face: ImageFont.FreeTypeFont, width: int, max_lines: int 
         face: The font that it is set in.
         width: Pixels.
         max_lines: Further lines are cut and the last kept one ends with an ellipsis.
+        middle: Cut in the middle instead: names of files differ most at their ends.
     """
+    if middle and max_lines is not None:
+        return _wrap_ends(text, face=face, width=width, max_lines=max_lines)
     lines: list[str] = []
     current = ""
     for word in text.split():
@@ -100,6 +110,17 @@ def wrap(text: str, *, face: ImageFont.FreeTypeFont, width: int, max_lines: int 
             last = last[:-1]
         lines[-1] = last.rstrip() + "…"
     return lines
+
+
+def _wrap_ends(text: str, *, face: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
+    """Return the text in at most `max_lines` lines; of a longer one a third of what fits is its beginning."""
+    lines = wrap(text, face=face, width=width)
+    for kept in range(len(text) - 1, 1, -1):
+        if len(lines) <= max_lines:
+            break
+        head = kept // 3
+        lines = wrap(f"{text[:head]}…{text[len(text) - kept + head :]}", face=face, width=width)
+    return lines[:max_lines]
 
 
 def line_height(face: ImageFont.FreeTypeFont) -> int:

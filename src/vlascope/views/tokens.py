@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -168,6 +169,10 @@ class TokenIndex:
             grids.append(PatchGrid(camera=key[0], tile=key[1], index_rc=index_rc, frame=frame))
         return grids
 
+    def cameras(self, site: str, item: int) -> list[int]:
+        """Return the images of one item that have patches at one site: those that the model read."""
+        return sorted({grid.camera for grid in self.patches(site, item)})
+
     def words(self, site: str, item: int) -> Words:
         """Return the tokens with a text of one item at one site."""
         index, rows = self.rows_of(site, item)
@@ -183,6 +188,11 @@ class TokenIndex:
             index=index[order],
             positions=positions[order].astype(np.int64),
         )
+
+
+def of_camera(grids: Sequence[PatchGrid], camera: int) -> list[PatchGrid]:
+    """Return the grids of one of an item's images."""
+    return [grid for grid in grids if grid.camera == camera]
 
 
 def grid_frame(

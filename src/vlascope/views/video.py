@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,20 +15,31 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..progress import watched
-from .choose import episodes_of, outcome_text
+from .choose import camera_note, episodes_of, outcome_text
 from .describe import footer, picture_params
-from .grid import first_camera
 from .html import jpeg_bytes
 from .panels import color_panel, coverage, input_panel, overlay_panel
 from .picture import Video, params_json
 from .robot import EpisodeTrack, action_pieces, answer_text, episode_track
 from .style import DARK, SPACE, Theme, draw_lines, font, line_height, wrap
-from .tokens import TokenIndex, Upsample
+from .tokens import TokenIndex, Upsample, of_camera
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
     from ..palette import SavedCut
+
+MAX_CAMERAS = 3
+"""Cameras of a frame that a video shows, one under the other."""
+
+NAMES_BELOW = 11
+"""Pixels from the time line to the first line of names under it."""
+
+MAX_TITLE_LINES = 3
+"""Lines of an instruction."""
+
+READ_WIDTH = 840
+"""Width at which a video is mostly looked at (in the report); its type grows with its own width, to be read there."""
 
 MIN_SECS = 8.0
 """Short episodes are slowed down to last at least about this long, so that they can be followed."""
@@ -47,7 +58,8 @@ def video(
 ) -> Video:
     """Return an H.264 video (yuv420p, plays in browsers): camera | colours | overlay, and a band of facts.
 
-    The band shows the instruction, step and time, the action in physical units, the gripper, the model's answer
+    Where the model reads several cameras, each has a row of panels; of more than three the first three, which is
+    said. The band shows the instruction, step and time, the action in physical units, the gripper, the model's answer
     and a time line with the labelled events.
 
     Args:
@@ -56,7 +68,8 @@ def video(
         site: One of the cut's sites; None takes the last one of the vision tower.
         upsample: "nearest" shows each patch as it is, "smooth" interpolates the colours.
         panel_width: Aimed-at width of a panel, pixels; small frames are enlarged by a whole factor.
-        speed: Playback speed, 1 is real time; None slows short episodes to last about 8 s. Stated in the band.
+        speed: Playback speed, 1 is real time; None slows short episodes to last about 8 s. Stated in the band. Where
+            the rate of the recording is not known, 1 is five frames a second, and those are stated.
         theme: Colours of all that is no data.
         crf: Quality of the encoder, 0 (best) to 51.
 
@@ -71,14 +84,31 @@ def video(
     if not index.has_patches(site):
         raise InputError(f"site '{site}' has no image patches in this cut; use .words() to draw its tokens.")
     track = _track(cut, episode, index.items_of(site))
-    image = cut.run.image(track.items[0])
-    size = video_panel_size((image.shape[1], image.shape[0]), width=panel_width)
+    cameras = index.cameras(site, track.items[0])[:MAX_CAMERAS]
+    images = [cut.run.image(track.items[0], camera) for camera in cameras]
+    sizes = [video_panel_size((image.shape[1], image.shape[0]), width=panel_width) for image in images]
     fps, speed = _timing(track, speed)
     params = picture_params(
-        cut, view="video", sites=[site], episode=track.episode, upsample=upsample, speed=speed
+        cut,
+        view="video",
+        sites=[site],
+        episode=track.episode,
+        upsample=upsample,
+        speed=speed if track.fps else None,
+        fps=fps,
+        cameras=[cut.run.items[track.items[0]].cameras[camera] for camera in cameras],
     )
-    band = _Band(cut, track, site=site, size=size, theme=theme, speed=speed, footer=footer(params))
-    frames = _frames(cut, index, track, band, site=site, size=size, upsample=upsample, theme=theme)
+    band = _Band(
+        cut,
+        track,
+        site=site,
+        cameras=cameras,
+        sizes=sizes,
+        theme=theme,
+        pace=_pace(track, fps, speed),
+        footer=footer(params),
+    )
+    frames = _frames(cut, index, track, band, site=site, upsample=upsample, theme=theme)
     first = next(frames)
     frames = itertools.chain([first], frames)
     data = encode_h264(frames, fps=fps, crf=crf, comment=params_json(params))
@@ -131,6 +161,13 @@ def _timing(track: EpisodeTrack, speed: float | None) -> tuple[float, float]:
     return native * speed, speed
 
 
+def _pace(track: EpisodeTrack, fps: float, speed: float) -> str:
+    """Return how fast a video runs, in words; "" in real time. Nobody knows what that is without the times."""
+    if not track.fps:
+        return f"{fps:.3g} frames a second"
+    return "" if speed == 1 else f"played at {speed:g} x real time"
+
+
 def _frames(
     cut: SavedCut,
     index: TokenIndex,
@@ -138,23 +175,27 @@ def _frames(
     band: _Band,
     *,
     site: str,
-    size: tuple[int, int],
     upsample: Upsample,
     theme: Theme,
 ) -> Iterator[NDArray[np.uint8]]:
     base = band.base()
     for number, item in enumerate(track.items):
-        image = cut.run.image(item)
-        wh = (image.shape[1], image.shape[0])
-        grids = first_camera(index.patches(site, item))
-        colors = color_panel(cut.rgb, grids=grids, image_wh=wh, out_wh=size, upsample=upsample, theme=theme)
-        camera = input_panel(image, out_wh=size)
-        covered = coverage(grids, image_wh=wh, out_wh=size)
         frame = base.copy()
-        for x, panel in zip(
-            band.panel_x, (camera, colors, overlay_panel(camera, colors, covered_hw=covered)), strict=True
-        ):
-            frame[band.panel_y : band.panel_y + size[1], x : x + size[0]] = panel
+        patches = index.patches(site, item)
+        for camera, size, y in zip(band.cameras, band.sizes, band.panel_y, strict=True):
+            if camera >= len(cut.run.items[item].cameras):
+                continue  # this frame lacks it: the place stays empty
+            image = cut.run.image(item, camera)
+            wh = (image.shape[1], image.shape[0])
+            grids = of_camera(patches, camera)
+            colors = color_panel(
+                cut.rgb, grids=grids, image_wh=wh, out_wh=size, upsample=upsample, theme=theme
+            )
+            plain = input_panel(image, out_wh=size)
+            covered = coverage(grids, image_wh=wh, out_wh=size)
+            panels = (plain, colors, overlay_panel(plain, colors, covered_hw=covered))
+            for x, panel in zip(band.panel_x, panels, strict=True):
+                frame[y : y + size[1], x : x + size[0]] = panel
         band.draw(frame, number)
         yield frame
 
@@ -166,39 +207,63 @@ class _Band:
     cut: SavedCut
     track: EpisodeTrack
     site: str
-    size: tuple[int, int]
+    cameras: Sequence[int]
+    sizes: Sequence[tuple[int, int]]
     theme: Theme
-    speed: float
+    pace: str
     footer: str
 
     def __post_init__(self) -> None:
         n_panels, margin = 3, 2 * SPACE
         self.margin = margin
-        self.title_face, self.face = font(20, bold=True), font(16)
-        self.mono, self.small = font(16, mono=True), font(12)
-        self.panel_x = [margin + i * (self.size[0] + SPACE) for i in range(n_panels)]
-        self.panel_y = margin + line_height(self.small) + SPACE // 2
-        self.width = _even(self.panel_x[-1] + self.size[0] + margin)
+        column = max(size[0] for size in self.sizes)
+        self.panel_x = [margin + i * (column + SPACE) for i in range(n_panels)]
+        self.width = _even(self.panel_x[-1] + column + margin)
+        scale = max(1.0, self.width / READ_WIDTH)
+        self.title_face = font(round(20 * scale), bold=True)
+        self.mono, self.small = font(round(16 * scale), mono=True), font(round(12 * scale))
+        head = line_height(self.small) + SPACE // 2
+        self.heads = self._heads(column)
+        self.panel_y, y = [], margin
+        for size in self.sizes:
+            self.panel_y.append(y + head)
+            y += head + size[1] + SPACE
         inner = self.width - 2 * margin
-        self.title_lines = wrap(self._title(), face=self.title_face, width=inner)
+        self.title_lines = self._title(inner)
         self.footer_lines = wrap(self.footer, face=self.small, width=inner)
         self.facts = [self._flow(self._pieces(n), width=inner) for n in range(len(self.track.items))]
         self.n_fact_lines = max(len(lines) for lines in self.facts)
-        y = self.panel_y + self.size[1] + SPACE
         self.y_title = y
         y += len(self.title_lines) * line_height(self.title_face) + SPACE // 2
         self.y_facts = y
         y += self.n_fact_lines * line_height(self.mono) + SPACE
         self.y_line = y
-        y += 14 + 2 * line_height(self.small)
+        y += NAMES_BELOW + 2 * line_height(self.small) + 3
         self.y_footer = y
         self.height = _even(y + len(self.footer_lines) * line_height(self.small) + margin)
 
-    def _title(self) -> str:
+    def _heads(self, width: int) -> list[list[str]]:
+        """Return the titles of the panels: camera, colours, overlay; one row of them per camera."""
+        item, rows = self.track.items[0], []
+        for number, camera in enumerate(self.cameras):
+            note = camera_note(self.cut.run, item, camera, shown=self.cameras)
+            row = [
+                note or "camera",
+                *([f"concept colours, {self.site}", "overlay"] if number == 0 else ["", ""]),
+            ]
+            rows.append([(wrap(text, face=self.small, width=width, max_lines=1) or [""])[0] for text in row])
+        return rows
+
+    def _title(self, width: int) -> list[str]:
+        """Return the instruction and how it ended, in lines; a long instruction is cut off after the third."""
         labels = self.track.labels
         ended = outcome_text(labels) if labels.get("success") is not None else ""
         name = f"“{self.track.prompt}”" if self.track.prompt else f"Episode {self.track.episode}"
-        return f"{name} — {ended}" if ended else name
+        lines = wrap(f"{name} — {ended}" if ended else name, face=self.title_face, width=width)
+        if len(lines) <= MAX_TITLE_LINES:
+            return lines
+        lines = wrap(name, face=self.title_face, width=width, max_lines=MAX_TITLE_LINES)
+        return [*lines, *wrap(ended, face=self.title_face, width=width, max_lines=1)]
 
     def _pieces(self, number: int) -> list[str]:
         time = self.track.times[number]
@@ -229,8 +294,10 @@ class _Band:
 
         page = Image.new("RGB", (self.width, self.height), self.theme.background)
         draw = ImageDraw.Draw(page)
-        for x, name in zip(self.panel_x, ("camera", f"concept colours, {self.site}", "overlay"), strict=True):
-            draw_lines(draw, (x, self.margin), [name], face=self.small, fill=self.theme.muted)
+        for y, names in zip(self.panel_y, self.heads, strict=True):
+            top = y - SPACE // 2 - line_height(self.small)
+            for x, name in zip(self.panel_x, names, strict=True):
+                draw_lines(draw, (x, top), [name], face=self.small, fill=self.theme.muted)
         draw_lines(
             draw, (self.margin, self.y_title), self.title_lines, face=self.title_face, fill=self.theme.text
         )
@@ -269,7 +336,7 @@ class _Band:
                 continue
             draw_lines(
                 draw,
-                (start, y + 11 + row * line_height(self.small)),
+                (start, y + NAMES_BELOW + row * line_height(self.small)),
                 [name],
                 face=self.small,
                 fill=self.theme.accent,
@@ -281,15 +348,16 @@ class _Band:
 
     def _draw_legend(self, draw: ImageDraw.ImageDraw, *, with_grip: bool, left_edge: float) -> None:
         """Draw the legend at the right end of the second line under the time line, where it has room."""
-        face, y = self.small, self.y_line + 11 + line_height(self.small)
-        text = f"played at {self.speed:g} x real time" if self.speed != 1 else ""
+        face, y = self.small, self.y_line + NAMES_BELOW + line_height(self.small)
+        text = self.pace
         grip = "gripper closed" + ("  ·  " if text else "") if with_grip else ""
         width = (28 + face.getlength(grip) if grip else 0) + face.getlength(text)
         x = self.width - self.margin - width
         if not (grip or text) or x < left_edge + SPACE:
             return
         if grip:
-            draw.rectangle((x, y + 6, x + 20, y + 11), fill=self.theme.muted)
+            middle = y + line_height(face) / 2
+            draw.rectangle((x, middle - 2.5, x + 20, middle + 2.5), fill=self.theme.muted)
             x += 28
         draw_lines(draw, (x, y), [grip + text], face=face, fill=self.theme.muted)
 

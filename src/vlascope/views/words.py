@@ -21,6 +21,9 @@ from .tokens import TokenIndex, Words
 if TYPE_CHECKING:
     from ..palette import SavedCut
 
+DEFAULT_PROMPT_NOTE = "no prompt was given: what stands here is the model's default prompt"
+"""Said of the words of an item without a prompt."""
+
 MAX_CHARACTERS = 104
 """Characters of one line of words; longer texts go on in a table below."""
 
@@ -45,6 +48,7 @@ class WordCell:
     ink: str
     classes: str
     hint: str
+    concept: str
     token: int | None
 
 
@@ -104,8 +108,14 @@ def words(
         )
     chosen = choose_items(cut.run, n=n_items, among=index.items_of(names[0])) if items is None else items
     rgb = word_colors(cut, word_cut)
-    blocks = [word_block(index, item, sites=names, rgb=rgb) for item in check_items(cut.run, chosen)]
-    params = picture_params(cut, view="words", sites=names, items=list(chosen))
+    concepts = word_concepts(cut, word_cut)
+    blocks = [
+        word_block(index, item, sites=names, rgb=rgb, concepts=concepts)
+        for item in check_items(cut.run, chosen)
+    ]
+    params = picture_params(
+        cut if word_cut is None else word_cut, view="words", sites=names, items=list(chosen)
+    )
     title = f"The words that {model_name(cut.run)} read, layer by layer"
     html = render(
         "words.html.j2",
@@ -129,12 +139,32 @@ def word_colors(cut: SavedCut, word_cut: SavedCut | None) -> NDArray[np.uint8]:
     return rgb
 
 
+def word_concepts(cut: SavedCut, word_cut: SavedCut | None) -> Callable[[int], str]:
+    """Return what says to which concepts a word (a row of `cut`) belongs: those of the cut that gives its colour."""
+    own = np.full(len(cut.rgb), -1, np.int64)
+    for site, mine in word_cut.parts.items() if word_cut is not None else ():
+        part = cut.parts[site]
+        at = np.searchsorted(part.token_rows, mine.token_rows)
+        own[part.rows.start + at] = np.arange(mine.rows.start, mine.rows.stop)
+
+    def told(row: int) -> str:
+        if word_cut is not None and own[row] >= 0:
+            of = [f"{labels[own[row]] + 1} of {k}" for k, labels in sorted(word_cut.labels.items())]
+            return (
+                f"among the words alone: concept {' · '.join(of)}" if of else "coloured among the words alone"
+            )
+        return " · ".join(f"concept {labels[row] + 1} of {k}" for k, labels in sorted(cut.labels.items()))
+
+    return told
+
+
 def word_block(
     index: TokenIndex,
     item: int,
     *,
     sites: Sequence[str],
     rgb: NDArray[np.uint8],
+    concepts: Callable[[int], str],
     token_of: Callable[[int], int] | None = None,
 ) -> WordBlock:
     """Return the words of one item at some layers, ready for the template.
@@ -144,6 +174,7 @@ def word_block(
         item: Row of the run.
         sites: Layers, top to bottom.
         rgb: uint8 [n, 3], a colour for every row of the cut, see `word_colors`.
+        concepts: Says to which concepts a row of the cut belongs, see `word_concepts`.
         token_of: Maps a row of the cut to a number that the page's script knows; None where there is no script.
     """
     run = index.cut.run
@@ -165,6 +196,7 @@ def word_block(
                         n,
                         shown,
                         rgb,
+                        concept=concepts(int(w.index[n])),
                         token=None if token_of is None else token_of(int(w.index[n])),
                         site=site,
                     )
@@ -174,6 +206,8 @@ def word_block(
             tables.append(WordTable(rows=tuple(rows)))
     answer = answer_text(run, item)
     notes = [item_note(run, item)] + ([f"answer: {answer.strip()}"] if answer else [])
+    if run.items[item].prompt is None and any("text" in w.kinds for w in found.values()):
+        notes.insert(0, DEFAULT_PROMPT_NOTE)
     return WordBlock(
         title=item_title(run, item), note=" · ".join(n for n in notes if n), tables=tuple(tables)
     )
@@ -207,7 +241,14 @@ def _line_breaks(shown: Sequence[tuple[str, bool]]) -> list[tuple[int, int]]:
 
 
 def _cell(
-    w: Words, n: int, shown: Sequence[tuple[str, bool]], rgb: np.ndarray, *, token: int | None, site: str
+    w: Words,
+    n: int,
+    shown: Sequence[tuple[str, bool]],
+    rgb: np.ndarray,
+    *,
+    concept: str,
+    token: int | None,
+    site: str,
 ) -> WordCell:
     color = tuple(int(v) for v in rgb[w.index[n]])
     classes = [w.kinds[n]]
@@ -220,6 +261,7 @@ def _cell(
         background=css_color(color),  # type: ignore[arg-type]
         ink=css_color(ink_on(color)),  # type: ignore[arg-type]
         classes=" ".join(classes),
-        hint=f"{site} · position {int(w.positions[n])} · {w.kinds[n]} · {css_color(color)}",  # type: ignore[arg-type]
+        hint=f"{site} · position {int(w.positions[n])} · {w.kinds[n]}",
+        concept=concept,
         token=token,
     )

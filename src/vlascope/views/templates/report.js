@@ -21,13 +21,36 @@
   const tokenAt = (grid, event) => {
     const box = grid.getBoundingClientRect();
     const rows = +grid.dataset.r, cols = +grid.dataset.c;
-    const col = Math.min(cols - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * cols)));
-    const row = Math.min(rows - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * rows)));
+    // A click comes in whole pixels, a move in parts of them: both are taken as whole ones, or they would differ.
+    const x = Math.floor(event.clientX) + 0.5 - box.left, y = Math.floor(event.clientY) + 0.5 - box.top;
+    const col = Math.min(cols - 1, Math.max(0, Math.floor((x / box.width) * cols)));
+    const row = Math.min(rows - 1, Math.max(0, Math.floor((y / box.height) * rows)));
     return { token: +grid.dataset.o + row * cols + col, row, col };
   };
 
   const describe = (token, place) =>
     [place, labels.map(([k, of]) => `concept ${of[token] + 1} of ${k}`).join(" · ")].join("\n");
+
+  const put = (mark, grid, row, col) => {
+    const rows = +grid.dataset.r, cols = +grid.dataset.c;
+    mark.style.cssText = `left:${(100 * col) / cols}%;top:${(100 * row) / rows}%;width:${100 / cols}%;height:${100 / rows}%`;
+    grid.append(mark);
+  };
+
+  // The token that was clicked is outlined wherever the page shows it.
+  const unmark = () => {
+    document.querySelectorAll(".patch.clicked").forEach((mark) => mark.remove());
+    document.querySelectorAll(".words .clicked").forEach((word) => word.classList.remove("clicked"));
+  };
+  const outline = (token) => {
+    unmark();
+    for (const grid of grids) {
+      const at = token - grid.dataset.o, cols = +grid.dataset.c;
+      if (at < 0 || at >= grid.dataset.r * cols) continue;
+      put(Object.assign(document.createElement("div"), { className: "patch clicked" }), grid, Math.floor(at / cols), at % cols);
+    }
+    for (const word of words) if (+word.dataset.t === token) word.classList.add("clicked");
+  };
 
   const place = (event, text) => {
     tip.textContent = text;
@@ -101,10 +124,11 @@
       shade[i] = 228 * (1 - likeness * likeness);
     }
     active = true;
+    outline(token);
     for (const grid of grids) grid.querySelector("canvas")?.removeAttribute("hidden");
     paint();
     const ms = performance.now() - start;
-    bar.firstElementChild.textContent = `Bright is similar to ${where} (cosine of eigenvectors), ${n.toLocaleString("en")} tokens in ${ms.toFixed(0)} ms`;
+    bar.firstElementChild.textContent = `Bright is similar to ${where} (cosine of eigenvectors${words.length ? ", patches and words together" : ""}), ${n.toLocaleString("en")} tokens in ${ms.toFixed(0)} ms`;
     bar.hidden = false;
     times.clickMs = ms;
     // From the click itself to the end of the frame that shows the answer.
@@ -114,6 +138,7 @@
   const clear = () => {
     active = false;
     bar.hidden = true;
+    unmark();
     for (const grid of grids) { const c = grid.querySelector("canvas"); if (c) c.hidden = true; }
     paint();
   };
@@ -133,9 +158,10 @@
   }
   for (const word of words) {
     const token = +word.dataset.t, name = `“${word.textContent.trim()}”, ${word.title}`;
+    const about = `${name}\n${word.dataset.concept}`; // of the cut that gives the word its colour
     word.removeAttribute("title");
     word.setAttribute("role", "button");
-    word.addEventListener("pointermove", (event) => place(event, describe(token, name)));
+    word.addEventListener("pointermove", (event) => place(event, about));
     word.addEventListener("pointerleave", () => { tip.hidden = true; });
     word.addEventListener("click", (event) => select(token, name, event.timeStamp));
     word.addEventListener("keydown", (event) => {
@@ -179,8 +205,7 @@
       const mark = () => {
         const rows = +grid.dataset.r, cols = +grid.dataset.c, box = grid.getBoundingClientRect();
         const token = +grid.dataset.o + at.row * cols + at.col;
-        cursor.style.cssText = `left:${(100 * at.col) / cols}%;top:${(100 * at.row) / rows}%;width:${100 / cols}%;height:${100 / rows}%`;
-        grid.append(cursor);
+        put(cursor, grid, at.row, at.col);
         say(grid, { token, ...at }, { clientX: box.left + ((at.col + 1) * box.width) / cols, clientY: box.top + (at.row * box.height) / rows });
         return token;
       };
@@ -200,6 +225,24 @@
   }
   bar.querySelector("button").addEventListener("click", clear);
   addEventListener("keydown", (event) => { if (event.key === "Escape") clear(); });
+
+  // Column titles stay under the navigation, which may take two lines; a table wider than the page scrolls by itself,
+  // and its edge fades where it goes on.
+  const nav = document.querySelector("nav"), scrollers = [...document.querySelectorAll(".table-scroll, .chart-scroll, .words-scroll")];
+  const edges = (box) => {
+    box.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  };
+  const fit = () => {
+    document.documentElement.style.setProperty("--nav", `${nav.offsetHeight}px`);
+    for (const box of scrollers) {
+      box.classList.remove("fits");
+      box.classList.toggle("fits", box.scrollWidth <= box.clientWidth + 1);
+      edges(box);
+    }
+  };
+  for (const box of scrollers) box.addEventListener("scroll", () => edges(box), { passive: true });
+  addEventListener("resize", fit);
+  fit();
 
   $("mix").addEventListener("input", (event) => {
     document.documentElement.style.setProperty("--mix", event.target.value / 100);
@@ -230,10 +273,13 @@
     const seek = (frame) => {
       video.currentTime = (Math.min(count - 1, Math.max(0, frame)) + 0.5) / fps;
     };
+    // What is shown when it stops may be a frame behind the clock: the middle of the frame is sought, so that they agree.
+    const settle = () => { if (!video.ended) seek(Math.floor(video.currentTime * fps + 0.01)); };
     const toggle = () => (video.paused ? video.play() : video.pause());
     video.controls = false;
     player.hidden = false;
     for (const name of ["play", "pause", "seeked"]) video.addEventListener(name, show);
+    video.addEventListener("pause", settle);
     video.addEventListener("click", toggle);
     button.addEventListener("click", toggle);
     slider.addEventListener("input", () => { video.pause(); seek(+slider.value); });
