@@ -222,7 +222,7 @@ def test_wrap_never_guesses(tiny_models):
     with pytest.raises(InputError, match="3 x 5 places of width 4.*or 4 x 3 places of width 5"):
         model.capture(batch_of(model), "stem")
     model = wrap(Maps(), sites=["stem"], layout=Grid(5, 4, channels_first=True))
-    with pytest.raises(InputError, match="has 1 x 20 tokens"):
+    with pytest.raises(InputError, match="map of 3 rows x 5 columns.*declares 5 rows x 4 columns. If"):
         model.capture(batch_of(model), "stem")
     with pytest.raises(SiteNotFoundError, match="Nearest: 'stem'"):
         wrap(Maps(), sites=["stm"], layout=Grid(3, 5))
@@ -230,6 +230,20 @@ def test_wrap_never_guesses(tiny_models):
         wrap(Maps(), sites=["stem"], layout={})
     with pytest.raises(InputError, match="different sizes"):
         model.prepare([tiny_models.item(12, 20), tiny_models.item(12, 24)])
+
+
+@pytest.mark.parametrize("site", ["stem", "last"])
+@pytest.mark.parametrize("grid", [(5, 3), (1, 15), (15, 1)])
+def test_a_grid_of_as_many_places_but_another_shape_is_an_error(tiny_models, site, grid):
+    """A 3 x 5 map read as 5 x 3 would scramble every picture, though the number of tokens is right."""
+    model = wrap(Maps(), sites=[site], layout=Grid(*grid, channels_first=site == "stem"))
+    batch = model.prepare([tiny_models.item(12, 20)])
+    said = f"'{site}' gives a map of 3 rows x 5 columns.*declares {grid[0]} rows x {grid[1]} columns"
+    with pytest.raises(InputError, match=said) as error:
+        model.capture(batch, site)
+    assert ("rows and columns are swapped" in str(error.value)) == (grid == (5, 3))
+    with pytest.raises(InputError, match=said), model.edit(site, lambda x: x + 1):
+        model.module(batch.inputs["pixel_values"])
 
 
 def test_wrap_with_own_preprocessing_and_prefix(tiny_models, make):

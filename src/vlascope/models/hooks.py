@@ -221,6 +221,8 @@ def read_at(tensor: Tensor, site: Site) -> Tensor:
                 f"{x} (channels first) or {x} x {y} places of width {z} (channels last). Declare it: "
                 "layout=vlascope.Grid(rows, cols, channels_first=True or False)."
             )
+        if site.grid is not None and tuple(tensor.shape[1:3]) != site.grid:
+            raise _other_grid(tensor, site)
         tensor = tensor.flatten(1, 2)
     elif tensor.ndim != 3 or site.axes != "btd":
         raise InputError(
@@ -228,6 +230,19 @@ def read_at(tensor: Tensor, site: Site) -> Tensor:
             f"{' or the declared 4-D map' if site.axes != 'btd' else ''}. Name a module that keeps the tokens."
         )
     return tensor if site.channels is None else tensor[..., slice(*site.channels)]
+
+
+def _other_grid(map_bhwd: Tensor, site: Site) -> InputError:
+    """Return the error for a map of another shape than the declared one, also where both have as many places."""
+    assert site.grid is not None
+    (h, w), (rows, cols) = map_bhwd.shape[1:3], site.grid
+    channels = "first" if site.axes == "bdhw" else "last"
+    swapped = ": rows and columns are swapped" if (h, w) == (cols, rows) else ""
+    return InputError(
+        f"site '{site.name}' gives a map of {h} rows x {w} columns (channels {channels}); its layout declares {rows} "
+        f"rows x {cols} columns{swapped}. If the channels are {channels}, declare vlascope.Grid(rows={h}, cols={w}, "
+        f"channels_first={channels == 'first'}); or name another module."
+    )
 
 
 def _checked(new: Tensor, *, like: Tensor, site: Site) -> Tensor:

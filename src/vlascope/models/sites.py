@@ -31,6 +31,7 @@ class Site:
         channels: Part of the last axis that belongs to this site, for fused projections; None for all of it.
         side: Whether the module's "output" or its first "input" is read.
         axes: "btd" for tokens, "bdhw" or "bhwd" for feature maps.
+        grid: Rows and columns that a feature map must have; None where nobody declared them.
         windows: How the module folds the image grid into attention windows ("bhwd" only); None when it does
             not.
         packing: Where the tokens lie in a tensor that holds those of all images of a batch; None when the
@@ -53,6 +54,7 @@ class Site:
     channels: tuple[int, int] | None = None
     side: str = "output"
     axes: str = "btd"
+    grid: tuple[int, int] | None = None
     windows: Windows | None = None
     packing: Packing | None = None
     repeats: str = "no"

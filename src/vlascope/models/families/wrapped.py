@@ -121,8 +121,14 @@ class WrappedFamily(Family):
         axes = {None: "btd", True: "bdhw", False: "bhwd"}[grid.channels_first]
         if axes != "btd" and grid.prefix:
             raise InputError(f"site '{name}': a feature map has no prefix tokens; use Grid(prefix=0).")
-        width = module_width(self.module.get_submodule(path))
-        return Site(name=name, module_path=path, layout=self._layout_name(grid), width=width, axes=axes)
+        return Site(
+            name=name,
+            module_path=path,
+            layout=self._layout_name(grid),
+            width=module_width(self.module.get_submodule(path)),
+            axes=axes,
+            grid=None if axes == "btd" else (grid.rows, grid.cols),
+        )
 
     def _layout_name(self, grid: Grid) -> str:
         shapes = {(g.rows, g.cols, g.prefix) for g in self.grids.values()}
