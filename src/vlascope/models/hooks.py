@@ -26,13 +26,35 @@ if TYPE_CHECKING:
 Edit = Callable[[Tensor], Tensor]
 
 
+@dataclass(eq=False)
+class Edited:
+    """One edit that is in force.
+
+    Attributes:
+        site: Where.
+        run: Returns the replacement of a [b, t, d] tensor; its second argument counts the module's calls in a pass.
+        n_due: Completed passes that were to reach the site.
+        n_fired: Calls of the site's module.
+    """
+
+    site: Site
+    run: Callable[[Tensor, int], Tensor]
+    n_due: int = 0
+    n_fired: int = 0
+
+    @property
+    def missed(self) -> bool:
+        """Whether passes that were to reach the site are over, and none of them called its module."""
+        return self.n_due > 0 and self.n_fired == 0
+
+
 @dataclass
 class _Point:
     """The hook on one side of one module, and what it serves."""
 
     handle: Any = None
     n_calls: int = 0  # of the module since the pass began
-    edits: list[tuple[Site, Callable[[Tensor, int], Tensor]]] = field(default_factory=list)
+    edits: list[Edited] = field(default_factory=list)
     readers: list[tuple[Site, Callable[[Tensor], None]]] = field(default_factory=list)
 
 
@@ -61,16 +83,23 @@ class Hooks:
         return len(self._points)
 
     @contextlib.contextmanager
-    def editing(self, site: Site, fn: Edit, *, tokens: Tokens = None) -> Iterator[None]:
-        """Replace a site's tensor by `fn(tensor)` in every forward pass inside the `with` block."""
-        entry = (site, self._masked(fn, tokens, site=site))
+    def editing(self, site: Site, fn: Edit, *, tokens: Tokens = None) -> Iterator[Edited]:
+        """Replace a site's tensor by `fn(tensor)` in every forward pass inside the `with` block.
+
+        Raises:
+            InputError: (when the block ends well) `tokens` named an item that none of its batches had.
+        """
+        chosen = None if tokens is None else Chosen(tokens, site=site)
+        edited = Edited(site, self._masked(fn, chosen, site=site))
         point = self._open(site)
-        point.edits.append(entry)
+        point.edits.append(edited)
         try:
-            yield
+            yield edited
         finally:
-            point.edits[:] = [other for other in point.edits if other is not entry]
+            point.edits.remove(edited)
             self._close(site)
+        if chosen is not None:
+            chosen.check_items()
 
     @contextlib.contextmanager
     def reading(
@@ -97,13 +126,19 @@ class Hooks:
                 self._close(site)
 
     @contextlib.contextmanager
-    def running(self, batch: Batch) -> Iterator[None]:
-        """Say what the passes inside the `with` block run."""
+    def running(self, batch: Batch, *, reaches: Callable[[Site], bool] | None = None) -> Iterator[None]:
+        """Say what the passes inside the `with` block run.
+
+        `reaches` says of a site whether these passes are meant to call its module; None for a pass of the whole
+        model.
+        """
         before, self.batch = self.batch, batch
         try:
             yield
         finally:
             self.batch = before
+        for edited in (edited for point in self._points.values() for edited in point.edits):
+            edited.n_due += reaches is None or reaches(edited.site)
 
     @contextlib.contextmanager
     def must_fire(self, paths: Sequence[str], *, why: str) -> Iterator[None]:
@@ -126,11 +161,10 @@ class Hooks:
                 "Check that this version of transformers runs the model as its authors meant it."
             )
 
-    def _masked(self, fn: Edit, tokens: Tokens, *, site: Site) -> Callable[[Tensor, int], Tensor]:
-        """Return an edit that changes only `tokens`; its second argument counts the module's calls in a pass."""
-        if tokens is None:
+    def _masked(self, fn: Edit, chosen: Chosen | None, *, site: Site) -> Callable[[Tensor, int], Tensor]:
+        """Return an edit that changes only the chosen tokens; see `Edited.run`."""
+        if chosen is None:
             return lambda x, _call: fn(x)
-        chosen = Chosen(tokens, site=site)
 
         def edit(x: Tensor, call: int) -> Tensor:
             grows = self.grows == site.layout
@@ -181,21 +215,24 @@ def _serve(point: _Point, value: Any) -> Any:
     is_tuple = isinstance(value, (tuple, list))
     tensor = value[0] if is_tuple else value
     if not isinstance(tensor, Tensor):
-        names = ", ".join(sorted({site.name for site, _ in [*point.edits, *point.readers]}))
+        served = [*(edited.site for edited in point.edits), *(site for site, _ in point.readers)]
+        names = ", ".join(sorted({site.name for site in served}))
         raise InputError(
             f"site {names}: the module returns {type(tensor).__name__}, not a tensor. Name a module inside it."
         )
     before, call = tensor, point.n_calls
     point.n_calls += 1
-    for site, edit in point.edits:
+    for edited in point.edits:
+        site = edited.site
         if site.call is None or site.call == call % site.n_calls:
-            tensor = _write(tensor, edit(read_at(tensor, site), call), site)
+            edited.n_fired += 1
+            tensor = _write(tensor, edited.run(read_at(tensor, site), call), site)
     for site, read in point.readers:
         if site.repeats != "steps" or _step_read(site) == call % site.n_calls:
             read(read_at(tensor, site))
     if tensor is before:
         return None
-    if any(site.in_place for site, _ in point.edits):
+    if any(edited.site.in_place for edited in point.edits):
         before.copy_(tensor)
         return None
     return type(value)([tensor, *value[1:]]) if is_tuple else tensor
