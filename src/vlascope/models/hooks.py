@@ -266,7 +266,14 @@ def read_at(tensor: Tensor, site: Site) -> Tensor:
             f"site '{site.name}' gives a tensor of shape {tuple(tensor.shape)}; need [batch, tokens, width]"
             f"{' or the declared 4-D map' if site.axes != 'btd' else ''}. Name a module that keeps the tokens."
         )
+    if site.mixed_heads:
+        tensor = _swapped(tensor, site.mixed_heads, 3)
     return tensor if site.channels is None else tensor[..., slice(*site.channels)]
+
+
+def _swapped(x: Tensor, n: int, m: int) -> Tensor:
+    """Return a copy whose last axis, n groups of m vectors, has become m groups of n."""
+    return x.unflatten(-1, (n, m, -1)).transpose(-2, -3).flatten(-3)
 
 
 def _other_grid(map_bhwd: Tensor, site: Site) -> InputError:
@@ -307,6 +314,8 @@ def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
         whole = read_at(tensor, _whole(site)).clone()
         whole[..., slice(*site.channels)] = new
         new = whole
+    if site.mixed_heads:
+        new = _swapped(new, 3, site.mixed_heads)
     if site.windows is not None:
         grid = new.unflatten(1, (site.windows.rows, site.windows.cols))
         new = site.windows.fold(grid, into=tensor)

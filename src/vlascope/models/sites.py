@@ -29,6 +29,8 @@ class Site:
         tensor: One of `TENSORS`.
         width: Size of each token's vector; 0 when only a forward pass can tell.
         channels: Part of the last axis that belongs to this site, for fused projections; None for all of it.
+        mixed_heads: Heads of a fused projection that holds q, k and v of one head side by side, then those of the
+            next: `channels` are counted after all q have been put first, then all k and all v. 0 for others.
         side: Whether the module's "output" or its first "input" is read.
         axes: "btd" for tokens, "bdhw" or "bhwd" for feature maps.
         grid: Rows and columns that a feature map must have; None where nobody declared them.
@@ -52,6 +54,7 @@ class Site:
     tensor: str = "out"
     width: int = 0
     channels: tuple[int, int] | None = None
+    mixed_heads: int = 0
     side: str = "output"
     axes: str = "btd"
     grid: tuple[int, int] | None = None
