@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -123,6 +125,60 @@ def test_hooks_go_also_after_an_exception(make, tiny_models):
         model.capture(batch, "vision.1")
     with pytest.raises(InputError, match="names 3 sites"), model.edit("vision.*", torch.neg):
         pass
+
+
+@pytest.mark.parametrize("tokens", [None, [1]])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(None, "returned None: does it lack its `return`"), (0, "returned int, which is no tensor"),
+     (np.zeros((1, 26, 24), np.float32), "returned ndarray, which is no tensor")],
+)  # fmt: skip
+def test_an_edit_has_to_return_a_tensor(make, tiny_models, value, said, tokens):
+    model = make("clip")
+    batch = model.prepare([tiny_models.item()])
+    shape = r"Need a torch tensor of shape \(1, 26, 24\) on cpu"
+    with pytest.raises(InputError, match=f"'vision.1' {said}.*{shape}"):
+        with model.edit("vision.1", lambda x: value, tokens=tokens):
+            model.capture(batch, "vision.1")
+
+
+class Named(NamedTuple):
+    hidden: torch.Tensor
+    note: str
+
+
+class Several(nn.Module):
+    """Gives its tokens with something beside them."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        return {"named": Named(x, "kept"), "tuple": (x, "kept"), "list": [x, "kept"]}[self.kind]
+
+
+class Unpacks(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.several, self.last = Several(kind), nn.Identity()
+        self.seen = None
+
+    def forward(self, x):
+        self.seen = self.several(x.flatten(2).transpose(1, 2))
+        return self.last(self.seen[0])
+
+
+@pytest.mark.parametrize("kind", ["named", "tuple", "list"])
+def test_modules_that_return_several_things(tiny_models, kind):
+    model = wrap(Unpacks(kind), sites=["several", "last"], layout=Grid(3, 5))
+    batch = model.prepare([tiny_models.item(3, 5)])
+    plain = model.capture(batch, "several")["several"][0]
+    with model.edit("several", lambda x: x + 1, tokens=[2]):
+        edited = model.capture(batch, "last")["last"][0]
+    assert (edited != plain).any(dim=1).nonzero()[:, 0].tolist() == [2]
+    assert type(model.module.seen) is {"named": Named, "tuple": tuple, "list": list}[kind]
+    assert model.module.seen[1] == "kept"
 
 
 class LeafOnly(nn.Module):

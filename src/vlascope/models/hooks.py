@@ -235,7 +235,11 @@ def _serve(point: _Point, value: Any) -> Any:
     if any(edited.site.in_place for edited in point.edits):
         before.copy_(tensor)
         return None
-    return type(value)([tensor, *value[1:]]) if is_tuple else tensor
+    if not is_tuple:
+        return tensor
+    if hasattr(value, "_replace"):  # a namedtuple, which takes its fields one by one
+        return type(value)(tensor, *value[1:])
+    return type(value)([tensor, *value[1:]])
 
 
 def _step_read(site: Site) -> int:
@@ -289,8 +293,16 @@ def _other_grid(map_bhwd: Tensor, site: Site) -> InputError:
     )
 
 
-def _checked(new: Tensor, *, like: Tensor, site: Site) -> Tensor:
+def _checked(new: Any, *, like: Tensor, site: Site) -> Tensor:
     """Return what an edit returned, when it can stand where `like` was."""
+    if not isinstance(new, Tensor):
+        why = (
+            "None: does it lack its `return`" if new is None else f"{type(new).__name__}, which is no tensor"
+        )
+        raise InputError(
+            f"the edit of site '{site.name}' returned {why}{'?' if new is None else '.'} Need a torch tensor of shape "
+            f"{tuple(like.shape)} on {like.device}."
+        )
     if new.shape != like.shape:
         raise InputError(
             f"the edit of site '{site.name}' returned shape {tuple(new.shape)}; need {tuple(like.shape)}."
