@@ -80,7 +80,13 @@ class Model:
         Raises:
             SiteNotFoundError: a pattern matches nothing; the message names the nearest sites.
         """
-        return resolve(patterns, sites=self.sites, model_name=self.name, native=self._family.native_site)
+        return resolve(
+            patterns,
+            sites=self.sites,
+            model_name=self.name,
+            native=self._family.native_site,
+            in_memory=self.revision == "memory",
+        )
 
     def prepare(
         self, items: Sequence[Item], *, answers: Sequence[Response] | None = None, with_answer: bool = False

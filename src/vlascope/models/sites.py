@@ -93,6 +93,7 @@ def resolve(
     sites: Sequence[Site],
     model_name: str,
     native: Callable[[str], Site] | None = None,
+    in_memory: bool = False,
 ) -> tuple[Site, ...]:
     """Return the sites that match any of `patterns`, in the model's order, each once.
 
@@ -107,6 +108,7 @@ def resolve(
         sites: The sites to choose from.
         model_name: For the error message.
         native: Makes the site of "module:PATH"; None where paths cannot be named.
+        in_memory: Whether the model has no name that the program knows, for the error message.
 
     Raises:
         SiteNotFoundError: a pattern matches nothing.
@@ -123,7 +125,7 @@ def resolve(
             extra[pattern] = native(pattern.removeprefix("module:"))
             continue
         if step := re.fullmatch(r"(.+)@(-?\d+)", pattern):
-            base = resolve([step[1]], sites=sites, model_name=model_name)
+            base = resolve([step[1]], sites=sites, model_name=model_name, in_memory=in_memory)
             extra |= {site.name: site for site in at_step(base, int(step[2]), pattern=pattern)}
             continue
         if found := _match(pattern, sites):
@@ -132,7 +134,7 @@ def resolve(
         base, dot, head = pattern.rpartition(".h")
         owners = set(_match(base, sites)) if dot and re.fullmatch(_HEAD, head) else set()
         if not owners:
-            raise SiteNotFoundError(_not_found(pattern, sites, model_name))
+            raise SiteNotFoundError(_not_found(pattern, sites, model_name, in_memory))
         for site in (site for site in sites if site.name in owners):
             heads.setdefault(site.name, set()).update(_heads(head, site, pattern))
     found_sites: list[Site] = []
@@ -229,7 +231,8 @@ def _block_counts(sites: Sequence[Site]) -> dict[str, int]:
     return counts
 
 
-def _not_found(pattern: str, sites: Sequence[Site], model_name: str) -> str:
+def _not_found(pattern: str, sites: Sequence[Site], model_name: str, in_memory: bool) -> str:
+    listing = "All are in model.sites" if in_memory else f"List all with `vlascope sites {model_name}`"
     ranges = "; ".join(
         f"{prefix or 'blocks'} runs 0..{n - 1}"
         for prefix, n in _block_counts(sites).items()
@@ -238,5 +241,5 @@ def _not_found(pattern: str, sites: Sequence[Site], model_name: str) -> str:
     return (
         f"model '{model_name}' has no site '{pattern}'{f'; {ranges}' if ranges else ''}."
         f"{nearest_text(pattern, [site.name for site in sites])} "
-        f"List all with `vlascope sites {model_name}`."
+        f"{listing}."
     )
