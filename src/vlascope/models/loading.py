@@ -216,7 +216,7 @@ def _devices(asked: str) -> dict[str, int]:
     """Return the kinds of devices that can compute here, `asked` among them, and how many there are of each."""
     found = {"cpu": 1}
     for kind in dict.fromkeys(("cuda", "xpu", "mps", asked)):
-        module = getattr(torch, kind, None)  # also those that other packages add
+        module: Any = getattr(torch, kind, None)  # also those that other packages add
         if hasattr(module, "is_available") and hasattr(module, "device_count") and module.is_available():
             found[kind] = module.device_count()
     return found
