@@ -159,8 +159,9 @@ def check_family(
 
     Sites: unique names, all fire, widths and layouts as declared, finite, the same bits again. Edits: the identity
     changes no bit, whether it returns its input or a copy; nested ones compose; each site's edit reaches the block's
-    output; hooks go after an exception. q, k and v are what they are called. An item's tokens do not depend on what
-    else is in the batch. Unknown names list the nearest.
+    output; hooks go after an exception. A pass for one layout calls the modules that the family says it calls. q, k
+    and v are what they are called. An item's tokens do not depend on what else is in the batch. Unknown names list
+    the nearest.
 
     Args:
         model: A loaded model, tiny, in float32.
@@ -183,6 +184,7 @@ def check_family(
     assert _equal(model.capture(model.prepare(items), "**"), before), "the same items gave other bits"
     _check_identity(model, items, before)
     _check_hooks(model, batch, n_foreign)
+    _check_reach(model, items)
     _check_tokens(model, items)
     skipped = _matching(model, skip)
     _check_effects(model, items, before, skipped=skipped)
@@ -254,6 +256,22 @@ def _check_identity(model, items, before) -> None:
                 again = model.respond(items, max_new_tokens=3)
                 assert [r.token_ids for r in again] == [r.token_ids for r in answers]
     assert _equal(model.capture(model.prepare(items), "**"), before), "something stayed after the edits"
+
+
+def _check_reach(model, items) -> None:
+    """A pass calls the modules that the family says it does: edits of others are not missed, of these they would be."""
+    steps = [
+        replace(s, name=f"{s.name}@1", call=1) for s in model.sites if s.repeats == "steps" and s.n_calls > 1
+    ]
+    for asked in {(site.layout, site.repeats): site for site in model.sites}.values():
+        with contextlib.ExitStack() as stack:
+            edits = [
+                stack.enter_context(model._hooks.editing(site, lambda x: x))
+                for site in (*model.sites, *steps)
+            ]
+            model.capture(model.prepare(items), [asked])
+        for edited in edits:
+            assert (edited.n_due > 0) == (edited.n_fired > 0), f"{edited.site.name}, asked for {asked.name}"
 
 
 def _check_hooks(model, batch, n_foreign) -> None:

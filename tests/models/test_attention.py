@@ -77,7 +77,24 @@ def _decoder(kind):
             **common, use_sliding_window=True, sliding_window=3, max_window_layers=0
         )
         return transformers.Qwen2ForCausalLM(config)
+    if kind in _OTHERS:
+        name, more = _OTHERS[kind]
+        fitting = {k: v for k, v in common.items() if kind == "nemotron" or k != "head_dim"}
+        config = getattr(transformers, f"{name}Config")(**fitting, **more)
+        return getattr(transformers, f"{name}ForCausalLM")(config)
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**common))
+
+
+# What else happens to q and k before the product: parts of heads that turn, norms, clipping.
+_OTHERS = {
+    "phi": ("Phi", {"partial_rotary_factor": 0.34}),
+    "phi-norms": ("Phi", {"partial_rotary_factor": 0.34, "qk_layernorm": True}),
+    "stablelm": ("StableLm", {"partial_rotary_factor": 0.34}),
+    "stablelm-norms": ("StableLm", {"partial_rotary_factor": 0.34, "qk_layernorm": True}),
+    "olmo": ("Olmo", {"clip_qkv": 0.05}),
+    "olmo2": ("Olmo2", {}),
+    "nemotron": ("Nemotron", {"partial_rotary_factor": 0.34}),
+}
 
 
 class Tokens(nn.Module):
@@ -97,9 +114,10 @@ def _as_language(kind):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         inner = _decoder(kind).eval()
-    for norm in (m for n, m in inner.named_modules() if n.endswith(("q_norm", "k_norm"))):
-        with torch.no_grad():
-            norm.weight.copy_(torch.linspace(0.5, 2, len(norm.weight)))
+    with torch.no_grad():
+        for name, value in inner.named_parameters():
+            if any(part[:2] in ("q_", "k_") and "norm" in part for part in name.split(".")):
+                value.copy_(torch.linspace(0.5, 2, value.numel()))
     model = wrap(Tokens(inner), sites=["model.model.layers.*"], layout=Grid(1, 11))
     model.__dict__["sites"] = tuple(
         block_sites(model.module, blocks="model.model.layers", name="language", layout="vision", width=24)
@@ -107,7 +125,7 @@ def _as_language(kind):
     return model, inner
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "window"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "window", *_OTHERS])
 def test_rotary_positions_grouped_heads_norms_and_windows(kind):
     model, inner = _as_language(kind)
     item = tiny.item(1, 11)
@@ -124,6 +142,19 @@ def test_rotary_positions_grouped_heads_norms_and_windows(kind):
             torch.testing.assert_close(weights, want, atol=2e-6, rtol=1e-4)
         if kind == "window":
             assert not want[:, 10, :8].any()
+
+
+@pytest.mark.parametrize("change", ["norm", "rotation"])
+def test_what_happens_to_q_and_k_in_an_unknown_way_is_an_error(change):
+    model, inner = _as_language("llama")
+    attention = inner.model.layers[1].self_attn
+    if change == "norm":
+        attention.qk_norm, said = nn.LayerNorm(6), "cannot work out.*qk_norm"
+    else:
+        attention.head_dim, said = 6, "in a way of its own.*method='model'"
+        attention.q_norm = nn.LayerNorm(5)
+    with pytest.raises(InputError, match=said):
+        model.attention(model.prepare([tiny.item(1, 11)]), "language.1", method="recompute")
 
 
 def test_a_head_of_q_is_that_head_of_the_weights(make, tiny_models):

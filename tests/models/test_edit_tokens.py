@@ -55,7 +55,6 @@ def test_functions_of_the_layout_and_items_by_place_or_name(make, tiny_models):
         (lambda x: np.flatnonzero(of_camera_0(x))[:2], [patches[:2]] * 2),
         ({1: [3], 0: of_camera_0}, [patches, [3]]),
         ({items[1].item_id: torch.tensor([4, 2])}, [[], [2, 4]]),
-        ({"not in this batch": [0]}, [[], []]),
         ([], [[], []]),
     ]:
         with model.edit("vision.0", lambda x: x + 1, tokens=tokens):
@@ -125,7 +124,12 @@ def test_functions_see_the_prompt_while_an_answer_is_decoded(make, tiny_models):
     ("tokens", "message"),
     [
         ({5: [0]}, "given for item 5; the batch has items 0..1"),
-        (lambda layout: [True, False], "has 2 entries; the item has"),
+        ({"typo-id": [5]}, r"item 'typo-id', but no batch that was run had it.*There were 'i0', 'i1'"),
+        ({"i00": [5], "i1": [3]}, "item 'i00', but no batch.*Nearest: 'i0'"),
+        ([True] * 10, "mask for site 'vision.0' has 10 entries; the item 'i0' has"),
+        (np.ones(1000, bool), "has 1000 entries; the item 'i0' has"),
+        ({"i1": torch.ones(3, dtype=torch.bool)}, "has 3 entries; the item 'i1' has"),
+        (lambda layout: [True, False], "has 2 entries; the item 'i0' has"),
         ([[0, 1]], "one-dimensional"),
         ([-1], "row numbers >= 0"),
         ([0.5], "row numbers >= 0"),
@@ -147,6 +151,28 @@ def test_a_direct_call_counts_rows_and_knows_no_items(make, tiny_models):
     with model.edit("vision.2", lambda x: x * 0, tokens=[1]):
         edited = model.module(**batch.inputs).last_hidden_state
     assert _changed(edited, plain) == [[1]]
+    with pytest.raises(InputError, match=f"has 3 entries; the item has {len(plain[0])} tokens"):
+        with model.edit("vision.2", lambda x: x * 0, tokens=[True, False, True]):
+            model.module(**batch.inputs)
     with pytest.raises(InputError, match="called directly"):
         with model.edit("vision.2", lambda x: x, tokens=lambda layout: layout.is_kind("patch")):
             model.module(**batch.inputs)
+
+
+def test_items_of_several_batches_and_masks_of_a_prompt_that_is_answered(make, tiny_models):
+    model = make("llava-siglip")
+    items = tiny_models.items(3)
+    with model.edit(
+        "language.0", torch.zeros_like, tokens={"i0": [3], "i2": [4]}
+    ):  # each in a batch of its own
+        for item, token in zip(items, (3, None, 4), strict=True):
+            acts = model.capture(model.prepare([item]), "language.0")["language.0"][0]
+            zero = (acts == 0).all(dim=1).nonzero()[:, 0].tolist()
+            assert zero == ([] if token is None else [token])
+    with model.edit("language.0", torch.zeros_like, tokens={"nobody": [3]}):
+        pass  # no pass, no batch that could have had it
+    batch = model.prepare(items[:1])
+    mask = np.arange(len(batch.layouts["language"][0])) == 6
+    with model.edit("language.0", torch.zeros_like, tokens=mask):
+        acts = model.capture(batch, "language.0", with_answer=True)["language.0"][0]
+    assert len(acts) > len(mask) and (acts == 0).all(dim=1).nonzero()[:, 0].tolist() == [6]

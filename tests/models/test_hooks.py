@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -72,7 +74,8 @@ def test_edits_of_some_tokens(make, tiny_models):
     model = make("llava-siglip")
     batch = model.prepare(tiny_models.items(3))
     before = model.capture(batch, "language.0")["language.0"]
-    for tokens in ([3, 11], torch.tensor([3, 11]), [i in (3, 11) for i in range(57)]):
+    masks = {i: [j in (3, 11) for j in range(len(x))] for i, x in enumerate(batch.layouts["language"])}
+    for tokens in ([3, 11], torch.tensor([3, 11]), masks):
         with model.edit("language.0", lambda x: x.mul_(0), tokens=tokens):
             after = model.capture(batch, "language.0")["language.0"]
         for a, b in zip(after, before, strict=True):
@@ -124,6 +127,60 @@ def test_hooks_go_also_after_an_exception(make, tiny_models):
         pass
 
 
+@pytest.mark.parametrize("tokens", [None, [1]])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(None, "returned None: does it lack its `return`"), (0, "returned int, which is no tensor"),
+     (np.zeros((1, 26, 24), np.float32), "returned ndarray, which is no tensor")],
+)  # fmt: skip
+def test_an_edit_has_to_return_a_tensor(make, tiny_models, value, said, tokens):
+    model = make("clip")
+    batch = model.prepare([tiny_models.item()])
+    shape = r"Need a torch tensor of shape \(1, 26, 24\) on cpu"
+    with pytest.raises(InputError, match=f"'vision.1' {said}.*{shape}"):
+        with model.edit("vision.1", lambda x: value, tokens=tokens):
+            model.capture(batch, "vision.1")
+
+
+class Named(NamedTuple):
+    hidden: torch.Tensor
+    note: str
+
+
+class Several(nn.Module):
+    """Gives its tokens with something beside them."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        return {"named": Named(x, "kept"), "tuple": (x, "kept"), "list": [x, "kept"]}[self.kind]
+
+
+class Unpacks(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.several, self.last = Several(kind), nn.Identity()
+        self.seen = None
+
+    def forward(self, x):
+        self.seen = self.several(x.flatten(2).transpose(1, 2))
+        return self.last(self.seen[0])
+
+
+@pytest.mark.parametrize("kind", ["named", "tuple", "list"])
+def test_modules_that_return_several_things(tiny_models, kind):
+    model = wrap(Unpacks(kind), sites=["several", "last"], layout=Grid(3, 5))
+    batch = model.prepare([tiny_models.item(3, 5)])
+    plain = model.capture(batch, "several")["several"][0]
+    with model.edit("several", lambda x: x + 1, tokens=[2]):
+        edited = model.capture(batch, "last")["last"][0]
+    assert (edited != plain).any(dim=1).nonzero()[:, 0].tolist() == [2]
+    assert type(model.module.seen) is {"named": Named, "tuple": tuple, "list": list}[kind]
+    assert model.module.seen[1] == "kept"
+
+
 class LeafOnly(nn.Module):
     """Calls the parts of its block itself, as joint passes of robot models do: block hooks never fire."""
 
@@ -151,6 +208,58 @@ def test_a_site_that_is_not_reached_is_an_error(tiny_models):
             model.capture(batch, site)
     # An in-place ReLU follows this leaf: what was read must be the values before it.
     assert (model.capture(batch, "blocks.1.1")["blocks.1.1"][0] < 0).any()
+
+
+def test_an_edit_that_no_pass_reaches_is_an_error(tiny_models):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = wrap(LeafOnly(), sites=["blocks.*", "blocks.1.1", "dead"], layout=Grid(3, 5))
+    batch = model.prepare([tiny_models.item(12, 20)])
+    for site, tokens in (("blocks.0", None), ("dead", None), ("dead", [3])):
+        said = f"'{site}'.*was not reached by the forward pass of LeafOnly.*(Nearest:|There are) 'blocks"
+        with pytest.raises(HookNotFiredError, match=said):
+            with model.edit("blocks.1.1", lambda x: x), model.edit(site, torch.zeros_like, tokens=tokens):
+                model.capture(batch, "blocks.1.1")
+    assert model._hooks.n_hooked == 0
+    with model.edit("dead", torch.zeros_like):
+        pass  # nothing was run
+    with pytest.raises(ZeroDivisionError), model.edit("dead", torch.zeros_like):
+        model.capture(batch, "blocks.1.1")
+        raise ZeroDivisionError  # is not hidden behind ours
+
+
+def test_an_edit_waits_for_a_pass_that_is_to_reach_it(make, tiny_models):
+    """Passes stop where what they are asked for is known: an edit behind that place is no mistake."""
+    model = make("llava-siglip")
+    batch = model.prepare(tiny_models.items(2))
+    plain = [r.token_ids for r in model.respond(tiny_models.items(2), max_new_tokens=2)]
+    with model.edit("language.0", lambda x: x.flip(-1) * 9):
+        model.capture(batch, "vision.1, projector")
+    with model.edit("language.0", lambda x: x.flip(-1) * 9), model.edit("vision.0", lambda x: x):
+        model.capture(batch, "vision.1")
+        edited = [r.token_ids for r in model.respond(tiny_models.items(2), max_new_tokens=2)]
+    assert edited != plain
+    model = make("clip")
+    batch = model.prepare(tiny_models.items(2))
+    for read, other in (("vision.1", "text.1"), ("text.1", "vision.1")):
+        with model.edit(other, torch.zeros_like):
+            model.capture(batch, read)
+
+
+def test_an_edit_that_an_answer_does_not_reach_is_an_error(make, tiny_models, monkeypatch):
+    model = make("llava-siglip")
+    layer = model.module.model.language_model.layers[1]
+    monkeypatch.setattr(layer.mlp, "forward", lambda x: x)
+    up = "module:model.language_model.layers.1.mlp.up_proj"
+    with model.edit(up, torch.zeros_like):
+        model.capture(model.prepare(tiny_models.items(1)), "vision.0, projector")
+    for run in (
+        lambda: model.respond(tiny_models.items(1), max_new_tokens=3),
+        lambda: model.capture(model.prepare(tiny_models.items(1)), "language.0"),
+    ):
+        with pytest.raises(HookNotFiredError, match=r"'module:.*up_proj' \(module 'model"):
+            with model.edit(up, torch.zeros_like):
+                run()
 
 
 def test_a_model_that_ignores_the_image_is_an_error(make, tiny_models, monkeypatch):

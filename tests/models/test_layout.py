@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlascope.models.layout import KINDS, concat, grid_tokens, plain_tokens, token_from_pixel
+from vlascope.errors import InputError
+from vlascope.models.layout import KINDS, Grid, concat, grid_tokens, plain_tokens, token_from_pixel
 
 
 @pytest.mark.parametrize("rows, cols", [(3, 7), (7, 3), (1, 1)])
@@ -41,3 +42,30 @@ def test_layouts_concatenate_in_order():
     assert layout.text[:3] == ("pick", "up", "")
     np.testing.assert_array_equal(layout.is_kind("patch"), [False] * 2 + [True] * 6)
     assert KINDS[layout.kind[0]] == "text" and layout.camera[2] == 1 and np.isnan(layout.box[0]).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rows": 0},
+        {"cols": -1},
+        {"rows": 14.0},
+        {"cols": "28"},
+        {"rows": True},
+        {"rows": None},
+        {"prefix": -1},
+    ],
+)
+def test_a_grid_has_whole_numbers(wrong):
+    with pytest.raises(InputError, match=rf"got Grid\({next(iter(wrong))}=.*need a whole number"):
+        Grid(**({"rows": 3, "cols": 28} | wrong))
+    with pytest.raises(InputError, match="channels_first='yes'"):
+        Grid(3, 28, channels_first="yes")
+    assert Grid(np.int64(3), np.int32(28)) == Grid(3, 28) and type(Grid(np.int64(3), 28).rows) is int
+
+
+def test_kinds_that_there_are():
+    layout = grid_tokens(2, 3, frame=(0, 0, 3, 2))
+    assert layout.is_kind("patch", "text").all() and not layout.is_kind("text").any()
+    with pytest.raises(InputError, match="got token kind 'zzz'; there are patch, class, register"):
+        layout.is_kind("patch", "zzz")

@@ -222,7 +222,7 @@ def test_wrap_never_guesses(tiny_models):
     with pytest.raises(InputError, match="3 x 5 places of width 4.*or 4 x 3 places of width 5"):
         model.capture(batch_of(model), "stem")
     model = wrap(Maps(), sites=["stem"], layout=Grid(5, 4, channels_first=True))
-    with pytest.raises(InputError, match="has 1 x 20 tokens"):
+    with pytest.raises(InputError, match="map of 3 rows x 5 columns.*declares 5 rows x 4 columns. If"):
         model.capture(batch_of(model), "stem")
     with pytest.raises(SiteNotFoundError, match="Nearest: 'stem'"):
         wrap(Maps(), sites=["stm"], layout=Grid(3, 5))
@@ -230,6 +230,123 @@ def test_wrap_never_guesses(tiny_models):
         wrap(Maps(), sites=["stem"], layout={})
     with pytest.raises(InputError, match="different sizes"):
         model.prepare([tiny_models.item(12, 20), tiny_models.item(12, 24)])
+
+
+@pytest.mark.parametrize("site", ["stem", "last"])
+@pytest.mark.parametrize("grid", [(5, 3), (1, 15), (15, 1)])
+def test_a_grid_of_as_many_places_but_another_shape_is_an_error(tiny_models, site, grid):
+    """A 3 x 5 map read as 5 x 3 would scramble every picture, though the number of tokens is right."""
+    model = wrap(Maps(), sites=[site], layout=Grid(*grid, channels_first=site == "stem"))
+    batch = model.prepare([tiny_models.item(12, 20)])
+    said = f"'{site}' gives a map of 3 rows x 5 columns.*declares {grid[0]} rows x {grid[1]} columns"
+    with pytest.raises(InputError, match=said) as error:
+        model.capture(batch, site)
+    assert ("rows and columns are swapped" in str(error.value)) == (grid == (5, 3))
+    with pytest.raises(InputError, match=said), model.edit(site, lambda x: x + 1):
+        model.module(batch.inputs["pixel_values"])
+
+
+FIRST = Grid(3, 5, channels_first=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layout": None}, r"got None as layout; need vlascope.Grid\(rows, cols\)"),
+        ({"layout": (3, 5)}, r"got \(3, 5\) as layout; need vlascope.Grid"),
+        ({"layout": {"stem": (3, 5)}}, r"got \(3, 5\) as layout"),
+        ({"module": Maps}, "got type as module; need a torch.nn.Module"),
+        ({"module": "mini-vla"}, "got str as module.*vlascope.load"),
+        ({"sites": None}, "got None as sites"),
+        ({"sites": {"stem": 3}}, "as sites; need module paths"),
+        ({"sites": {"..": "stem"}}, r"got the site name '\.\.'"),
+        ({"sites": {"a/b": "stem"}}, "got the site name 'a/b'"),
+        ({"sites": {"": "stem"}}, "got the site name ''"),
+        ({"sites": {"x" * 101: "stem"}}, "at most 100 characters"),
+        ({"preprocess": 3}, "got 3 as preprocess; need a function"),
+        ({"device": "cudaa"}, "got device 'cudaa'; here are cpu"),
+    ],
+)
+def test_what_cannot_be_wrapped_is_said_at_once(change, said):
+    given = {"module": Maps(), "sites": ["stem"], "layout": FIRST} | change
+    with pytest.raises(InputError, match=said):
+        wrap(given.pop("module"), **given)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "returned NoneType for item 'x'; need a float tensor"),
+        ("pixels", "returned str for item"),
+        ({"pixel_values": torch.zeros(3, 12, 20)}, "returned dict for item"),
+        (torch.zeros(3, 12, 20, dtype=torch.uint8), "numbers of type uint8 for item 'x'; need floats"),
+        (np.zeros((3, 12, 20), np.uint8), "numbers of type uint8"),
+        (torch.zeros(1, 3, 12, 20), r"shape \(1, 3, 12, 20\)"),
+        ((torch.zeros(3, 12, 20), (0, 0, 20)), r"the frame \(0, 0, 20\) for item 'x'; need four numbers"),
+        ((torch.zeros(3, 12, 20), (20, 0, 0, 12)), "x0 < x1"),
+        ((torch.zeros(3, 12, 20), None), "the frame None"),
+        ((torch.zeros(3, 12, 20), (0, 0, float("nan"), 12)), "the frame"),
+    ],
+)
+def test_what_preprocess_may_return(value, said, tiny_models):
+    model = wrap(Maps(), sites=["stem"], layout=FIRST, preprocess=lambda item: value)
+    with pytest.raises(InputError, match=said):
+        model.prepare([tiny_models.item(12, 20)])
+
+
+def test_preprocess_may_return_an_array(tiny_models):
+    pixels = np.random.default_rng(0).random((12, 20, 3)).transpose(2, 0, 1)[:, ::-1]
+    model = wrap(Maps(), sites=["stem"], layout=FIRST, preprocess=lambda item: (pixels, [0, 0, 40, 24]))
+    batch = model.prepare([tiny_models.item(24, 40)])
+    np.testing.assert_array_equal(batch.layouts["vision"][0].box[-1], [32, 16, 40, 24])
+    assert model.capture(batch, "stem")["stem"][0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", ["cudaa", "cuda:x", "meta", "", "cuda:99", "vulkan", None])
+def test_devices_that_are_not_there_list_those_that_are(device, folder):
+    for run in (
+        lambda: load(folder, device=device),
+        lambda: wrap(Maps(), sites=["stem"], layout=FIRST, device=device),
+    ):
+        with pytest.raises(InputError, match=rf"got device '{device}'; here are cpu.*or leave it at 'auto'"):
+            run()
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_kinds_of_devices_that_this_machine_lacks(kind, monkeypatch):
+    monkeypatch.setattr(getattr(torch, kind), "is_available", lambda: False)
+    for device in (kind, f"{kind}:0", torch.device(kind)):
+        with pytest.raises(InputError, match=f"got device '{kind}.*here are cpu"):
+            wrap(Maps(), sites=["stem"], layout=FIRST, device=device)
+
+
+def test_a_second_device_can_be_chosen(monkeypatch):
+    from vlascope.models.loading import _device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert _device("cuda:1") == torch.device("cuda", 1) and _device("auto").type == "cuda"
+    with pytest.raises(InputError, match="got device 'cuda:2'; here are cpu, cuda:0, cuda:1, or leave"):
+        _device("cuda:2")
+
+
+def test_a_revision_of_what_has_only_one_is_refused(folder, capsys):
+    from vlascope.cli import main
+    from vlascope.models.skeleton import skeleton
+
+    for name, said in (("mini-vla", "travels with vlascope"), (str(folder), "is a folder")):
+        for make in (load, skeleton):
+            with pytest.raises(InputError, match=f"got revision 'main', but the model '{name}' {said}"):
+                make(name, revision="main")
+    assert main(["sites", "mini-vla", "--revision", "0123abc"]) == 2
+    assert "got revision '0123abc'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_models_in_memory_have_no_name_for_the_program(folder):
+    with pytest.raises(SiteNotFoundError, match=r"Nearest: 'stem'. All are in model.sites\.$"):
+        wrap(Maps(), sites=["stem"], layout=FIRST).resolve("stm")
+    with pytest.raises(SiteNotFoundError, match="List all with `vlascope sites "):
+        load(folder).resolve("vision.99")
 
 
 def test_wrap_with_own_preprocessing_and_prefix(tiny_models, make):

@@ -263,6 +263,7 @@ def _recomputed(model: Model, batch: Batch, q_site: Site) -> list[Tensor]:
     attention: Any = model.module.get_submodule(path)
     k_site = next((s for s in model.sites if s.name == f"{q_site.name.partition('@')[0][:-1]}k"), None)
     problem = next((name for name in _NOT_RECOMPUTED if getattr(attention, name, None) is not None), None)
+    problem = problem or _unknown_norm(attention)
     if k_site is None or not q_site.n_heads or not k_site.n_heads:
         problem = "its heads or keys are not known"
     is_flat = q_site.packing is not None and q_site.packing.is_flat
@@ -302,9 +303,15 @@ def _recomputed(model: Model, batch: Batch, q_site: Site) -> list[Tensor]:
         )
     (q,), (k,) = calls[q_site.name], calls[k_site.name]
     with torch.no_grad():
-        q, k = _heads(q, q_site, attention, "q_norm"), _heads(k, k_site, attention, "k_norm")
-        if (positions := given.get("position_embeddings")) is not None:
-            q, k = _turned(q, k, positions, attention, q_site)
+        try:
+            q, k = _heads(q, q_site, attention), _heads(k, k_site, attention)
+            if (positions := given.get("position_embeddings")) is not None:
+                q, k = _turned(q, k, positions, attention, q_site)
+        except RuntimeError as error:
+            raise InputError(
+                f"{type(attention).__name__} prepares q and k in a way of its own; read the attention weights of "
+                f"'{q_site.name}' with method='model'. ({str(error).splitlines()[0][:120]})"
+            ) from error
         whole = weights_from(
             q.transpose(1, 2).flatten(2),
             k.transpose(1, 2).flatten(2),
@@ -317,6 +324,7 @@ def _recomputed(model: Model, batch: Batch, q_site: Site) -> list[Tensor]:
     return _per_item([whole], q_site, batch)
 
 
+_NORMS = ("norm", "layernorm")  # after "q_" and "k_"
 # What is not in q and k: attention sinks, positions relative to one another.
 _NOT_RECOMPUTED = ("sinks", "rel_pos_h", "relative_position_bias_table", "relative_position_bias")
 
@@ -339,11 +347,36 @@ def _arguments(attention: nn.Module, args: tuple[Any, ...], more: dict[str, Any]
     return {**bound, **bound.get("kwargs", {})}
 
 
-def _heads(x: Tensor, site: Site, attention: nn.Module, name: str) -> Tensor:
-    """Return [b, heads, t, d], with the norm of single heads that some models put before the product."""
+def _heads(x: Tensor, site: Site, attention: nn.Module) -> Tensor:
+    """Return [b, heads, t, d] of q or k, with what some models do to them before the product.
+
+    That is a norm of single heads (Qwen 3, Phi) or of the whole width (OLMo 2), and clipping (OLMo).
+    """
+    names = [f"{site.tensor}_{name}" for name in _NORMS]
+    norm = next((m for name in names if isinstance(m := getattr(attention, name, None), nn.Module)), None)
+    shape = getattr(getattr(norm, "weight", None), "shape", None)
+    if norm is not None and shape == (site.width,) and site.n_heads > 1:
+        x, norm = norm(x), None
+    if (limit := getattr(getattr(attention, "config", None), "clip_qkv", None)) is not None:
+        x = x.clamp(min=-limit, max=limit)
     heads = x.unflatten(-1, (site.n_heads, site.head_dim))
-    norm = getattr(attention, name, None)
-    return (norm(heads) if isinstance(norm, nn.Module) else heads).transpose(1, 2)
+    if norm is None:
+        return heads.transpose(1, 2)
+    if shape is None:  # StableLM: a module that holds one norm per head, and finds the heads along axis 1
+        return norm(heads.transpose(1, 2))
+    return norm(heads).transpose(1, 2)
+
+
+def _unknown_norm(attention: nn.Module) -> str | None:
+    """Return the name of a norm that may change q or k in a way that is not known here; None when there is none.
+
+    "norm" alone comes after the product (timm).
+    """
+    known = {"norm", *(f"{tensor}_{name}" for tensor in "qkv" for name in _NORMS)}
+    children = attention.named_children()
+    return next(
+        (n for n, m in children if "norm" in n and n not in known and type(m) is not nn.Identity), None
+    )
 
 
 def _turned(q: Tensor, k: Tensor, positions: Any, attention: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
@@ -355,7 +388,11 @@ def _turned(q: Tensor, k: Tensor, positions: Any, attention: nn.Module, site: Si
             f"'{site.name}' has positions of a kind that vlascope cannot apply; read its attention weights with "
             "method='model'."
         )
-    return turn(q, k, cos, sin)
+    # Some classes cut off the channels that turn before they call this function, others leave that to it.
+    n = getattr(attention, "rotary_ndims", None)
+    n = n if n == cos.shape[-1] else q.shape[-1]
+    turned = turn(q[..., :n], k[..., :n], cos, sin)
+    return torch.cat([turned[0], q[..., n:]], dim=-1), torch.cat([turned[1], k[..., n:]], dim=-1)
 
 
 def _scale(attention: nn.Module) -> float | None:

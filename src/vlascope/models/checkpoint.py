@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtraError, ModelNotFoundError, nearest_text
+from ..errors import InputError, MissingExtraError, ModelNotFoundError, nearest_text
 from .family import Assets, families
 from .foreign import advice
 from .normalizer import policy_stats, policy_tokenizer
@@ -62,9 +62,16 @@ def read_config(name: str, source: str, kind: str, *, revision: str | None, trus
     Raises:
         ModelNotFoundError: there is none, or another project's that has to be converted first.
         MissingExtraError: it can only be read with a package that is not installed.
+        InputError: a revision of what has none.
     """
     from transformers import AutoConfig
 
+    if revision is not None and kind != "hub":
+        what = "travels with vlascope" if kind == "embedded" else "is a folder"
+        raise InputError(
+            f"got revision '{revision}', but the model '{name}' {what} and has only one; leave it out. Revisions are "
+            "for checkpoints on the hub (owner/name)."
+        )
     with explained(name, kind):
         path = beside_weights(source, "config.json", revision=revision)
         # Asked first: transformers would guess a type from a name that has "pi0" in it.

@@ -7,7 +7,7 @@ counts are always the rows of an item's `TokenLayout`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, nearest_text
 from .layout import TokenLayout
 
 if TYPE_CHECKING:
@@ -48,6 +48,19 @@ class Chosen:
             if not callable(part):
                 _numbers(part, site=site)  # complain before the pass, not in the middle of it
         self._known: tuple[Mapping, list[NDArray[np.int64]]] | None = None
+        given = tokens if isinstance(tokens, Mapping) else {}
+        self._unmet = {key for key in given if isinstance(key, str)}  # items that no batch had so far
+        self._seen: set[str] = set()  # items of the batches, kept while any is unmet
+
+    def check_items(self) -> None:
+        """Raise `InputError` when batches were run and none of them had an item that `tokens` names."""
+        if self._unmet and self._seen:
+            wrong = sorted(self._unmet)[0]
+            there = ", ".join(repr(one) for one in sorted(self._seen)[:3])
+            raise InputError(
+                f"tokens of site '{self.site.name}' are given for item '{wrong}', but no batch that was run had it, "
+                f"so that nothing was changed there.{nearest_text(wrong, self._seen) or f' There were {there}.'}"
+            )
 
     def mask(
         self, shape: tuple[int, int], *, batch: Batch | None, positions: Tensor | None, grows: bool, call: int
@@ -101,7 +114,7 @@ class Chosen:
                 f"tokens of site '{self.site.name}' depend on the item, but the model was called directly, not by "
                 "model.capture() or model.respond(). Give row numbers, or use these."
             )
-        wanted = _numbers(self.tokens, site=self.site)
+        wanted = _numbers(self.tokens, site=self.site, lengths=None if positions is not None else {shape[1]})
         here = np.arange(shape[1])[None]
         here = here if positions is None else here + np.asarray(positions.tolist())[:, None]
         if positions is None and len(wanted) and wanted[-1] >= shape[1]:
@@ -135,6 +148,9 @@ class Chosen:
         layouts = batch.layouts
         if self._known is not None and self._known[0] is layouts:
             return self._known[1]
+        if self._unmet:
+            self._unmet -= set(batch.item_ids)
+            self._seen |= set(batch.item_ids)
         choices: list[Choice | None] = [None] * len(batch)
         if isinstance(self.tokens, Mapping):
             for key, choice in self.tokens.items():
@@ -143,12 +159,13 @@ class Chosen:
         else:
             choices = [self.tokens] * len(batch)
         found = []
-        for choice, layout in zip(choices, layouts[self.site.layout], strict=True):
-            if callable(choice):
-                choice = choice(layout)
-                found.append(_numbers(choice, site=self.site, n_tokens=len(layout)))
-            else:
-                found.append(_numbers([] if choice is None else choice, site=self.site))
+        for i, (choice, layout) in enumerate(zip(choices, layouts[self.site.layout], strict=True)):
+            lengths = {len(layout)}
+            if not callable(choice) and batch.answers is not None and self.site.layout == _ANSWERED:
+                # A mask that was written down before the model answered means the prompt's tokens.
+                lengths.add(len(layout) - len(batch.answers[i].token_ids))
+            given = choice(layout) if callable(choice) else [] if choice is None else choice
+            found.append(_numbers(given, site=self.site, lengths=lengths, item_id=batch.item_ids[i]))
         self._known = (layouts, found)
         return found
 
@@ -163,17 +180,24 @@ class Chosen:
         return [key]
 
 
-def _numbers(tokens: Numbers, *, site: Site, n_tokens: int | None = None) -> NDArray[np.int64]:
-    """Return sorted row numbers, each once; `n_tokens` is the length that a mask must have, None for any."""
+_ANSWERED = "language"  # the layout that answers are appended to
+
+
+def _numbers(
+    tokens: Numbers, *, site: Site, lengths: Collection[int] | None = None, item_id: str | None = None
+) -> NDArray[np.int64]:
+    """Return sorted row numbers, each once; `lengths` are those that a mask may have, None for any."""
     given = np.asarray(tokens.detach().cpu() if isinstance(tokens, Tensor) else tokens)
     if given.ndim != 1:
         raise InputError(
             f"tokens for site '{site.name}' must be one-dimensional; got an array of shape {given.shape}."
         )
     if given.dtype == bool:
-        if n_tokens is not None and len(given) != n_tokens:
+        if lengths is not None and len(given) not in lengths:
             raise InputError(
-                f"the token mask for site '{site.name}' has {len(given)} entries; the item has {n_tokens} tokens."
+                f"the token mask for site '{site.name}' has {len(given)} entries; the item "
+                f"{f'{item_id!r} ' if item_id else ''}has {max(lengths)} tokens. Where items differ, give a function "
+                "of the layout or a mask per item."
             )
         return np.flatnonzero(given)
     if not len(given):

@@ -79,6 +79,13 @@ class Family(ABC):
     def forward(self, batch: Batch, *, sites: Sequence[Site]) -> None:
         """Run the forward pass that reaches `sites`; hooks collect what is wanted."""
 
+    def reaches(self, site: Site, *, asked: Sequence[Site]) -> bool:
+        """Return whether the forward pass for the sites `asked` is meant to call the module of `site`.
+
+        Families whose `forward` leaves parts out say here which.
+        """
+        return True
+
     def must_fire(self) -> Mapping[str, str]:
         """Return module paths that every forward pass must call, with the reason."""
         return {}

@@ -241,8 +241,10 @@ class FlowFamily(Family):
 
     def forward(self, batch: Batch, *, sites: Sequence[Site]) -> None:
         # Nothing in the prefix depends on the number of denoising steps.
-        needs_all = not sites or any(site.repeats == "steps" for site in sites)
-        self._sample(batch, self.parts.n_steps if needs_all else 1)
+        self._sample(batch, self.parts.n_steps if _needs_all_steps(sites) else 1)
+
+    def reaches(self, site: Site, *, asked: Sequence[Site]) -> bool:
+        return site.call in (None, 0) or _needs_all_steps(asked)
 
     def respond(self, batch: Batch, *, hooks: Hooks, max_new_tokens: int) -> list[Response]:
         if self.normalizers is None:
@@ -412,6 +414,10 @@ class FlowFamily(Family):
             for feature, values in stats.items()
             if (kind := self.parts.kinds.get(feature)) is not None
         }
+
+
+def _needs_all_steps(sites: Sequence[Site]) -> bool:
+    return not sites or any(site.repeats == "steps" for site in sites)
 
 
 def leaf_sites(module: nn.Module, *, base: str, name: str, layout: str, width: int) -> list[Site]:

@@ -26,13 +26,35 @@ if TYPE_CHECKING:
 Edit = Callable[[Tensor], Tensor]
 
 
+@dataclass(eq=False)
+class Edited:
+    """One edit that is in force.
+
+    Attributes:
+        site: Where.
+        run: Returns the replacement of a [b, t, d] tensor; its second argument counts the module's calls in a pass.
+        n_due: Completed passes that were to reach the site.
+        n_fired: Calls of the site's module.
+    """
+
+    site: Site
+    run: Callable[[Tensor, int], Tensor]
+    n_due: int = 0
+    n_fired: int = 0
+
+    @property
+    def missed(self) -> bool:
+        """Whether passes that were to reach the site are over, and none of them called its module."""
+        return self.n_due > 0 and self.n_fired == 0
+
+
 @dataclass
 class _Point:
     """The hook on one side of one module, and what it serves."""
 
     handle: Any = None
     n_calls: int = 0  # of the module since the pass began
-    edits: list[tuple[Site, Callable[[Tensor, int], Tensor]]] = field(default_factory=list)
+    edits: list[Edited] = field(default_factory=list)
     readers: list[tuple[Site, Callable[[Tensor], None]]] = field(default_factory=list)
 
 
@@ -66,16 +88,23 @@ class Hooks:
         return tuple(site.name for point in self._points.values() for site, _ in point.edits)
 
     @contextlib.contextmanager
-    def editing(self, site: Site, fn: Edit, *, tokens: Tokens = None) -> Iterator[None]:
-        """Replace a site's tensor by `fn(tensor)` in every forward pass inside the `with` block."""
-        entry = (site, self._masked(fn, tokens, site=site))
+    def editing(self, site: Site, fn: Edit, *, tokens: Tokens = None) -> Iterator[Edited]:
+        """Replace a site's tensor by `fn(tensor)` in every forward pass inside the `with` block.
+
+        Raises:
+            InputError: (when the block ends well) `tokens` named an item that none of its batches had.
+        """
+        chosen = None if tokens is None else Chosen(tokens, site=site)
+        edited = Edited(site, self._masked(fn, chosen, site=site))
         point = self._open(site)
-        point.edits.append(entry)
+        point.edits.append(edited)
         try:
-            yield
+            yield edited
         finally:
-            point.edits[:] = [other for other in point.edits if other is not entry]
+            point.edits.remove(edited)
             self._close(site)
+        if chosen is not None:
+            chosen.check_items()
 
     @contextlib.contextmanager
     def reading(
@@ -102,13 +131,19 @@ class Hooks:
                 self._close(site)
 
     @contextlib.contextmanager
-    def running(self, batch: Batch) -> Iterator[None]:
-        """Say what the passes inside the `with` block run."""
+    def running(self, batch: Batch, *, reaches: Callable[[Site], bool] | None = None) -> Iterator[None]:
+        """Say what the passes inside the `with` block run.
+
+        `reaches` says of a site whether these passes are meant to call its module; None for a pass of the whole
+        model.
+        """
         before, self.batch = self.batch, batch
         try:
             yield
         finally:
             self.batch = before
+        for edited in (edited for point in self._points.values() for edited in point.edits):
+            edited.n_due += reaches is None or reaches(edited.site)
 
     @contextlib.contextmanager
     def must_fire(self, paths: Sequence[str], *, why: str) -> Iterator[None]:
@@ -131,11 +166,10 @@ class Hooks:
                 "Check that this version of transformers runs the model as its authors meant it."
             )
 
-    def _masked(self, fn: Edit, tokens: Tokens, *, site: Site) -> Callable[[Tensor, int], Tensor]:
-        """Return an edit that changes only `tokens`; its second argument counts the module's calls in a pass."""
-        if tokens is None:
+    def _masked(self, fn: Edit, chosen: Chosen | None, *, site: Site) -> Callable[[Tensor, int], Tensor]:
+        """Return an edit that changes only the chosen tokens; see `Edited.run`."""
+        if chosen is None:
             return lambda x, _call: fn(x)
-        chosen = Chosen(tokens, site=site)
 
         def edit(x: Tensor, call: int) -> Tensor:
             grows = self.grows == site.layout
@@ -186,24 +220,31 @@ def _serve(point: _Point, value: Any) -> Any:
     is_tuple = isinstance(value, (tuple, list))
     tensor = value[0] if is_tuple else value
     if not isinstance(tensor, Tensor):
-        names = ", ".join(sorted({site.name for site, _ in [*point.edits, *point.readers]}))
+        served = [*(edited.site for edited in point.edits), *(site for site, _ in point.readers)]
+        names = ", ".join(sorted({site.name for site in served}))
         raise InputError(
             f"site {names}: the module returns {type(tensor).__name__}, not a tensor. Name a module inside it."
         )
     before, call = tensor, point.n_calls
     point.n_calls += 1
-    for site, edit in point.edits:
+    for edited in point.edits:
+        site = edited.site
         if site.call is None or site.call == call % site.n_calls:
-            tensor = _write(tensor, edit(read_at(tensor, site), call), site)
+            edited.n_fired += 1
+            tensor = _write(tensor, edited.run(read_at(tensor, site), call), site)
     for site, read in point.readers:
         if site.repeats != "steps" or _step_read(site) == call % site.n_calls:
             read(read_at(tensor, site))
     if tensor is before:
         return None
-    if any(site.in_place for site, _ in point.edits):
+    if any(edited.site.in_place for edited in point.edits):
         before.copy_(tensor)
         return None
-    return type(value)([tensor, *value[1:]]) if is_tuple else tensor
+    if not is_tuple:
+        return tensor
+    if hasattr(value, "_replace"):  # a namedtuple, which takes its fields one by one
+        return type(value)(tensor, *value[1:])
+    return type(value)([tensor, *value[1:]])
 
 
 def _step_read(site: Site) -> int:
@@ -226,17 +267,47 @@ def read_at(tensor: Tensor, site: Site) -> Tensor:
                 f"{x} (channels first) or {x} x {y} places of width {z} (channels last). Declare it: "
                 "layout=vlascope.Grid(rows, cols, channels_first=True or False)."
             )
+        if site.grid is not None and tuple(tensor.shape[1:3]) != site.grid:
+            raise _other_grid(tensor, site)
         tensor = tensor.flatten(1, 2)
     elif tensor.ndim != 3 or site.axes != "btd":
         raise InputError(
             f"site '{site.name}' gives a tensor of shape {tuple(tensor.shape)}; need [batch, tokens, width]"
             f"{' or the declared 4-D map' if site.axes != 'btd' else ''}. Name a module that keeps the tokens."
         )
+    if site.mixed_heads:
+        tensor = _swapped(tensor, site.mixed_heads, 3)
     return tensor if site.channels is None else tensor[..., slice(*site.channels)]
 
 
-def _checked(new: Tensor, *, like: Tensor, site: Site) -> Tensor:
+def _swapped(x: Tensor, n: int, m: int) -> Tensor:
+    """Return a copy whose last axis, n groups of m vectors, has become m groups of n."""
+    return x.unflatten(-1, (n, m, -1)).transpose(-2, -3).flatten(-3)
+
+
+def _other_grid(map_bhwd: Tensor, site: Site) -> InputError:
+    """Return the error for a map of another shape than the declared one, also where both have as many places."""
+    assert site.grid is not None
+    (h, w), (rows, cols) = map_bhwd.shape[1:3], site.grid
+    channels = "first" if site.axes == "bdhw" else "last"
+    swapped = ": rows and columns are swapped" if (h, w) == (cols, rows) else ""
+    return InputError(
+        f"site '{site.name}' gives a map of {h} rows x {w} columns (channels {channels}); its layout declares {rows} "
+        f"rows x {cols} columns{swapped}. If the channels are {channels}, declare vlascope.Grid(rows={h}, cols={w}, "
+        f"channels_first={channels == 'first'}); or name another module."
+    )
+
+
+def _checked(new: Any, *, like: Tensor, site: Site) -> Tensor:
     """Return what an edit returned, when it can stand where `like` was."""
+    if not isinstance(new, Tensor):
+        why = (
+            "None: does it lack its `return`" if new is None else f"{type(new).__name__}, which is no tensor"
+        )
+        raise InputError(
+            f"the edit of site '{site.name}' returned {why}{'?' if new is None else '.'} Need a torch tensor of shape "
+            f"{tuple(like.shape)} on {like.device}."
+        )
     if new.shape != like.shape:
         raise InputError(
             f"the edit of site '{site.name}' returned shape {tuple(new.shape)}; need {tuple(like.shape)}."
@@ -260,6 +331,8 @@ def _write(tensor: Tensor, new: Tensor, site: Site) -> Tensor:
         whole = read_at(tensor, _whole(site)).clone()
         whole[..., slice(*site.channels)] = new
         new = whole
+    if site.mixed_heads:
+        new = _swapped(new, 3, site.mixed_heads)
     if site.windows is not None:
         grid = new.unflatten(1, (site.windows.rows, site.windows.cols))
         new = site.windows.fold(grid, into=tensor)

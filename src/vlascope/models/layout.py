@@ -49,7 +49,13 @@ class TokenLayout:
         return len(self.kind)
 
     def is_kind(self, *kinds: str) -> NDArray[np.bool_]:
-        """Return bool [t]: which tokens are of one of `kinds`."""
+        """Return bool [t]: which tokens are of one of `kinds`.
+
+        Raises:
+            InputError: no such kind.
+        """
+        if wrong := [kind for kind in kinds if kind not in KINDS]:
+            raise InputError(f"got token kind {wrong[0]!r}; there are {', '.join(KINDS)}.")
         return np.isin(self.kind, [KINDS.index(kind) for kind in kinds])
 
 
@@ -119,12 +125,24 @@ class Grid:
         prefix: Tokens before the patches (class, registers).
         channels_first: For 4-D feature maps: True reads [b, d, rows, cols], False reads [b, rows, cols, d].
             A 4-D map without this declaration is an error, never a guess.
+
+    Raises:
+        InputError: sizes that are no whole numbers, or too small.
     """
 
     rows: int
     cols: int
     prefix: int = 0
     channels_first: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("rows", 1), ("cols", 1), ("prefix", 0)):
+            value = getattr(self, name)
+            if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__") or value < least:
+                raise InputError(f"got Grid({name}={value!r}); need a whole number, at least {least}.")
+            object.__setattr__(self, name, int(value))
+        if self.channels_first not in (None, True, False):
+            raise InputError(f"got Grid(channels_first={self.channels_first!r}); need True, False or None.")
 
 
 def token_from_pixel(box: NDArray[np.float32], *, height: int, width: int) -> NDArray[np.int32]:

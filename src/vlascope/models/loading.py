@@ -52,7 +52,7 @@ def load(
         ModelNotFoundError: unknown name, empty folder, unreachable hub, unsupported family, or a checkpoint
             that lacks weights.
         MissingExtraError: `device_map` or `quantize` without the packages that they need.
-        InputError: arguments that do not go together.
+        InputError: arguments that do not go together, or a device that is not there.
     """
     given_device, device = device, _device(device)
     wanted = _load_dtype(dtype, device)
@@ -125,12 +125,21 @@ def wrap(
 
     Raises:
         SiteNotFoundError: a path matches no module.
-        InputError: a site without a grid.
+        InputError: a site without a grid, an argument of another kind, or a device that is not there.
     """
     from .families.wrapped import WrappedFamily
 
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"got {type(module).__name__} as module; need a torch.nn.Module (an instance, not its class). Checkpoints "
+            "are loaded by name with vlascope.load()."
+        )
+    for what, value in (("preprocess", preprocess), ("forward", forward)):
+        if value is not None and not callable(value):
+            raise InputError(f"got {value!r} as {what}; need a function, or leave it out.")
+
     given = next((p.device for p in module.parameters()), torch.device("cpu"))
-    target = given if device == "auto" else torch.device(device)
+    target = given if isinstance(device, str) and device == "auto" else _device(device)
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     family = WrappedFamily(
         module, assets=Assets(), named=sites, grids=layout, preprocess=preprocess, run=forward
@@ -187,12 +196,30 @@ def _finish(
 
 
 def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"got device '{device}', but PyTorch sees no GPU; use device='cpu' or 'auto'.")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = None
+    there = _devices("" if chosen is None else chosen.type)
+    if chosen is None or chosen.type not in there or (chosen.index or 0) >= there[chosen.type]:
+        names = [name if n == 1 else f"{name}:{i}" for name, n in there.items() for i in range(n)]
+        no_gpu = " (PyTorch sees no GPU)" if list(there) == ["cpu"] else ""
+        raise InputError(
+            f"got device {str(device)!r}; here are {', '.join(names)}{no_gpu}, or leave it at 'auto'."
+        )
     return chosen
+
+
+def _devices(asked: str) -> dict[str, int]:
+    """Return the kinds of devices that can compute here, `asked` among them, and how many there are of each."""
+    found = {"cpu": 1}
+    for kind in dict.fromkeys(("cuda", "xpu", "mps", asked)):
+        module: Any = getattr(torch, kind, None)  # also those that other packages add
+        if hasattr(module, "is_available") and hasattr(module, "device_count") and module.is_available():
+            found[kind] = module.device_count()
+    return found
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

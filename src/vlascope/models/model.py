@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import HookNotFiredError, InputError
+from ..errors import HookNotFiredError, InputError, nearest_text
 from ..items.item import Item
 from .batch import Batch, Response
 from .chosen import Tokens
@@ -80,7 +80,13 @@ class Model:
         Raises:
             SiteNotFoundError: a pattern matches nothing; the message names the nearest sites.
         """
-        return resolve(patterns, sites=self.sites, model_name=self.name, native=self._family.native_site)
+        return resolve(
+            patterns,
+            sites=self.sites,
+            model_name=self.name,
+            native=self._family.native_site,
+            in_memory=self.revision == "memory",
+        )
 
     def prepare(
         self, items: Sequence[Item], *, answers: Sequence[Response] | None = None, with_answer: bool = False
@@ -162,15 +168,21 @@ class Model:
 
         Raises:
             SiteNotFoundError: no such site, or a pattern that names several.
-            InputError: (during the forward pass) a replacement of another shape, or tokens that an item lacks.
+            InputError: (during the forward pass) a replacement of another shape, or tokens that an item lacks;
+                (when the block ends well) tokens of an item that no batch had.
+            HookNotFiredError: (when the block ends well) passes that were to reach the site are over, and none of
+                them called its module: nothing was changed.
         """
         found = self._sites([site] if isinstance(site, Site) else site)
         if len(found) != 1:
             raise InputError(
                 f"'{site}' names {len(found)} sites; an edit takes one. Nest several `with` blocks."
             )
-        with self._hooks.editing(found[0], fn, tokens=tokens):
+        with self._hooks.editing(found[0], fn, tokens=tokens) as edited:
             yield self
+        # At the end, not after each pass: a module that only some inputs need (an expert) may be left out by others.
+        if edited.missed:
+            raise self._not_reached(found[0])
 
     def respond(self, items: Sequence[Item] | Batch, *, max_new_tokens: int = 16) -> list[Response]:
         """Return the model's answer to each item, decoded greedily.
@@ -320,7 +332,10 @@ class Model:
         return tuple({site.name: site for site in found}.values())
 
     def _run(self, batch: Batch, sites: Sequence[Site]) -> None:
-        with torch.no_grad(), self._hooks.running(batch), self._all_must_fire():
+        def reaches(site: Site) -> bool:
+            return self._family.reaches(site, asked=sites)
+
+        with torch.no_grad(), self._hooks.running(batch, reaches=reaches), self._all_must_fire():
             self._family.forward(self._cast(batch), sites=sites)
 
     def _all_must_fire(self) -> contextlib.AbstractContextManager[None]:
@@ -334,14 +349,23 @@ class Model:
                 batch.inputs[key] = value.to(self.dtype)
         return batch
 
+    def _not_reached(self, site: Site) -> HookNotFiredError:
+        others = [other.name for other in self.sites if other.module_path != site.module_path]
+        near = (
+            nearest_text(site.name, others) or f" There are {', '.join(map(repr, others[:3]))}."
+            if others
+            else ""
+        )
+        return HookNotFiredError(
+            f"site '{site.name}' (module '{site.module_path}') was not reached by the forward pass of "
+            f"{type(self.module).__name__}, so that it can be neither read nor edited. Some models bypass their own "
+            f"modules: try a leaf of the block, or another site.{near}"
+        )
+
     def _split(self, site: Site, calls: list[Tensor], batch: Batch) -> list[Tensor]:
         """Cut a site's [b, t, d] tensor into one [t, d] tensor per item."""
         if not calls:
-            raise HookNotFiredError(
-                f"site '{site.name}' (module '{site.module_path}') was not reached by the forward pass of "
-                f"{type(self.module).__name__}. Some models bypass their own modules: try the block's leaves, "
-                f"such as '{site.name.split('.')[0]}.*.attn', or another site."
-            )
+            raise self._not_reached(site)
         if site.repeats == "images":
             calls = [torch.cat(calls)]
         if len(calls) > 1:

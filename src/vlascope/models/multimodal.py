@@ -35,6 +35,7 @@ from .structure import block_sites, first_path
 from .text import Words, fill_template, pad_right
 
 _log = logging.getLogger(__name__)
+_UPSTREAM = ("vision", "projector")  # layouts that are computed before the language model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,12 +216,15 @@ class ImageTextFamily(Family):
     def forward(self, batch: Batch, *, sites: Sequence[Site]) -> None:
         self._pack(batch)
         inner: Any = self.module.get_submodule("model")
-        if sites and all(site.layout in ("vision", "projector") for site in sites):
+        if sites and all(site.layout in _UPSTREAM for site in sites):
             # The language model cannot change what is upstream of it.
             names = ("pixel_values", "image_sizes", "image_grid_thw")
             inner.get_image_features(**{k: batch.inputs[k] for k in names if k in batch.inputs})
             return
         inner(**batch.inputs, use_cache=False)
+
+    def reaches(self, site: Site, *, asked: Sequence[Site]) -> bool:
+        return site.layout in _UPSTREAM or not asked or any(other.layout not in _UPSTREAM for other in asked)
 
     def respond(self, batch: Batch, *, hooks: Hooks, max_new_tokens: int) -> list[Response]:
         if self.words is None:

@@ -29,8 +29,11 @@ class Site:
         tensor: One of `TENSORS`.
         width: Size of each token's vector; 0 when only a forward pass can tell.
         channels: Part of the last axis that belongs to this site, for fused projections; None for all of it.
+        mixed_heads: Heads of a fused projection that holds q, k and v of one head side by side, then those of the
+            next: `channels` are counted after all q have been put first, then all k and all v. 0 for others.
         side: Whether the module's "output" or its first "input" is read.
         axes: "btd" for tokens, "bdhw" or "bhwd" for feature maps.
+        grid: Rows and columns that a feature map must have; None where nobody declared them.
         windows: How the module folds the image grid into attention windows ("bhwd" only); None when it does
             not.
         packing: Where the tokens lie in a tensor that holds those of all images of a batch; None when the
@@ -51,8 +54,10 @@ class Site:
     tensor: str = "out"
     width: int = 0
     channels: tuple[int, int] | None = None
+    mixed_heads: int = 0
     side: str = "output"
     axes: str = "btd"
+    grid: tuple[int, int] | None = None
     windows: Windows | None = None
     packing: Packing | None = None
     repeats: str = "no"
@@ -88,6 +93,7 @@ def resolve(
     sites: Sequence[Site],
     model_name: str,
     native: Callable[[str], Site] | None = None,
+    in_memory: bool = False,
 ) -> tuple[Site, ...]:
     """Return the sites that match any of `patterns`, in the model's order, each once.
 
@@ -102,6 +108,7 @@ def resolve(
         sites: The sites to choose from.
         model_name: For the error message.
         native: Makes the site of "module:PATH"; None where paths cannot be named.
+        in_memory: Whether the model has no name that the program knows, for the error message.
 
     Raises:
         SiteNotFoundError: a pattern matches nothing.
@@ -118,7 +125,7 @@ def resolve(
             extra[pattern] = native(pattern.removeprefix("module:"))
             continue
         if step := re.fullmatch(r"(.+)@(-?\d+)", pattern):
-            base = resolve([step[1]], sites=sites, model_name=model_name)
+            base = resolve([step[1]], sites=sites, model_name=model_name, in_memory=in_memory)
             extra |= {site.name: site for site in at_step(base, int(step[2]), pattern=pattern)}
             continue
         if found := _match(pattern, sites):
@@ -127,7 +134,7 @@ def resolve(
         base, dot, head = pattern.rpartition(".h")
         owners = set(_match(base, sites)) if dot and re.fullmatch(_HEAD, head) else set()
         if not owners:
-            raise SiteNotFoundError(_not_found(pattern, sites, model_name))
+            raise SiteNotFoundError(_not_found(pattern, sites, model_name, in_memory))
         for site in (site for site in sites if site.name in owners):
             heads.setdefault(site.name, set()).update(_heads(head, site, pattern))
     found_sites: list[Site] = []
@@ -224,7 +231,8 @@ def _block_counts(sites: Sequence[Site]) -> dict[str, int]:
     return counts
 
 
-def _not_found(pattern: str, sites: Sequence[Site], model_name: str) -> str:
+def _not_found(pattern: str, sites: Sequence[Site], model_name: str, in_memory: bool) -> str:
+    listing = "All are in model.sites" if in_memory else f"List all with `vlascope sites {model_name}`"
     ranges = "; ".join(
         f"{prefix or 'blocks'} runs 0..{n - 1}"
         for prefix, n in _block_counts(sites).items()
@@ -233,5 +241,5 @@ def _not_found(pattern: str, sites: Sequence[Site], model_name: str) -> str:
     return (
         f"model '{model_name}' has no site '{pattern}'{f'; {ranges}' if ranges else ''}."
         f"{nearest_text(pattern, [site.name for site in sites])} "
-        f"List all with `vlascope sites {model_name}`."
+        f"{listing}."
     )

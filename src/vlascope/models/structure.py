@@ -41,6 +41,8 @@ LEAVES: Mapping[str, tuple[str, ...]] = {
 """Paths inside a block, per tensor. Leaves are hooked because some models never call the parents."""
 
 FUSED_QKV = ("attn.qkv", "self_attn.qkv", "self_attn.qkv_proj", "attention.qkv", "attn.c_attn")
+MIXED_QKV = ("attention.query_key_value",)
+"""Fused projections of GPT-NeoX: q, k and v of one head, then those of the next."""
 
 
 def has(module: nn.Module, path: str) -> bool:
@@ -94,13 +96,17 @@ def block_sites(
     for index, block in enumerate(_children(module, blocks)):
         base, path = f"{name}.{index}", f"{blocks}.{index}"
         sites.append(Site(name=base, module_path=path, layout=layout, width=width))
-        fused = next((leaf for leaf in FUSED_QKV if has(block, leaf)), None)
+        fused = next((leaf for leaf in (*FUSED_QKV, *MIXED_QKV) if has(block, leaf)), None)
         for tensor, candidates in leaves.items():
             leaf = next((leaf for leaf in candidates if has(block, leaf)), None)
-            channels = None
+            channels, mixed_heads = None, 0
             if leaf is None and tensor in "qkv" and fused is not None:
                 leaf = fused
                 whole = module_width(block.get_submodule(fused))
+                if fused in MIXED_QKV:
+                    mixed_heads = _mixed_heads(attention_of(block, fused), whole)
+                    if not mixed_heads:
+                        continue
                 widths = head_widths or fused_widths(attention_of(block, fused), whole)
                 channels = split_qkv(whole, tensor, widths=widths)
             if leaf is None:
@@ -116,6 +122,7 @@ def block_sites(
                     tensor=tensor,
                     width=site_width,
                     channels=channels,
+                    mixed_heads=mixed_heads,
                     n_heads=site_width // dim if dim and site_width % dim == 0 else 0,
                 )
             )
@@ -147,6 +154,12 @@ def fused_widths(attention: nn.Module, width: int) -> tuple[int, int, int] | Non
         return None
     keys = (width - n_heads * dim) // 2
     return (n_heads * dim, keys, keys) if keys > 0 and keys % dim == 0 else None
+
+
+def _mixed_heads(attention: nn.Module, width: int) -> int:
+    """Return the heads of a fused projection of whole heads; 0 where they are not known, so that nobody guesses."""
+    dim = head_dim(attention)
+    return width // (3 * dim) if dim and width % (3 * dim) == 0 else 0
 
 
 def _number(module: nn.Module, names: Sequence[str]) -> int:

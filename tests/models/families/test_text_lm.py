@@ -62,6 +62,17 @@ def _model(name, words_and_bins):
             bos_token_id=1,
             eos_token_id=2,
         ),
+        "gpt_neox": lambda: transformers.GPTNeoXConfig(
+            hidden_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=44,
+            max_position_embeddings=64,
+            rotary_pct=0.34,
+            vocab_size=words_and_bins,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
         "nemotron": lambda: transformers.NemotronConfig(**common),  # no family lists it: told by its build
     }
     with torch.random.fork_rng():
@@ -79,7 +90,9 @@ def _items():
     return [Item(item_id=f"t{i}", images=(), prompt=prompt) for i, prompt in enumerate(PROMPTS)]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3", "gemma2", "phi3", "opt", "nemotron"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "qwen2", "qwen3", "gemma2", "phi3", "gpt_neox", "opt", "nemotron"]
+)
 def test_contract(text, name):
     model = text(name)
     assert model.family == "text" and model.answers
@@ -99,7 +112,7 @@ def test_sites_follow_the_grouped_heads(text):
     assert (widths["embed"], widths["language.2.k"], widths["language.2.mlp"]) == (24, 24, 24)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "opt"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gpt_neox", "opt"])
 def test_own_decoding_equals_generate(text, name):
     model = text(name)
     together = model.respond(_items(), max_new_tokens=6)
@@ -144,3 +157,41 @@ def test_what_cannot_be_read_is_named(text, tiny_models):
     item = Item(item_id="x", images=(np.zeros((4, 5, 3), np.uint8),), prompt=PROMPTS[0])
     with_image, without = model.prepare([item]), model.prepare(_items()[:1])
     assert torch.equal(with_image.inputs["input_ids"], without.inputs["input_ids"])
+
+
+def test_heads_of_gpt_neox_lie_apart_in_one_layer(text):
+    """Its layer gives q, k, v of head 0, then those of head 1, ...: four heads of six."""
+    model = text("gpt_neox")
+    sites = {site.name: site for site in model.sites}
+    assert [(sites[f"language.1.{t}"].width, sites[f"language.1.{t}"].n_heads) for t in "qkv"] == [
+        (24, 4)
+    ] * 3
+    batch = model.prepare(_items()[:1])
+    layer = model.module.gpt_neox.layers[1].attention.query_key_value
+    fused = []
+    handle = layer.register_forward_hook(lambda _module, _args, out: fused.append(out))
+    names = [f"language.1.{t}{h}" for t in "qkv" for h in ("", ".h2")]
+    acts = model.capture(batch, names)
+    with model.edit("language.1.k.h2", torch.zeros_like, tokens=[1]):
+        edited = model.capture(batch, ["language.1.q", "language.1.k", "language.1.v", "language.1"])
+    handle.remove()
+    plain, changed = (x[0].detach().view(-1, 4, 3, 6) for x in fused)
+    for j, tensor in enumerate("qkv"):
+        assert torch.equal(acts[f"language.1.{tensor}"][0], plain[:, :, j].flatten(1))
+        assert torch.equal(acts[f"language.1.{tensor}.h2"][0], plain[:, 2, j])
+    places = (changed != plain).any(dim=-1).nonzero().tolist()
+    assert places == [[1, 2, 1]] and not changed[1, 2, 1].any()
+    assert not edited["language.1.k"][0][1, 12:18].any()
+
+
+def test_attention_of_gpt_neox(text):
+    model = text("gpt_neox")
+    batch = model.prepare(_items())
+    model.module.set_attn_implementation("eager")
+    with torch.no_grad():
+        want = model.module(**batch.inputs, output_attentions=True).attentions
+    model.module.set_attn_implementation("sdpa")
+    for method in ("auto", "model", "recompute"):
+        for row, got in enumerate(model.attention(batch, "language.2", method=method)):
+            n = len(batch.layouts["language"][row])
+            torch.testing.assert_close(got, want[2][row][:, :n, :n], atol=2e-6, rtol=1e-4)

@@ -123,6 +123,9 @@ class ClipFamily(Family):
                 more = self.vision.options(pixels)
             self.module.get_submodule(self.vision.root)(pixel_values=pixels, **more)
 
+    def reaches(self, site: Site, *, asked: Sequence[Site]) -> bool:
+        return site.layout in {other.layout for other in asked}
+
     def _encode(self, prompt: str) -> list[int]:
         assert self.words is not None and self.text_config is not None
         limit = int(self.text_config.max_position_embeddings)

@@ -199,6 +199,12 @@ class OpenVLAFamily(Family):
             return
         self._run(batch.inputs, use_cache=False)
 
+    def reaches(self, site: Site, *, asked: Sequence[Site]) -> bool:
+        wanted = {other.layout for other in asked}
+        if not wanted or "language" in wanted:
+            return True
+        return site.layout in wanted if site.layout in ("language", "projector") else True
+
     def respond(self, batch: Batch, *, hooks: Hooks, max_new_tokens: int) -> list[Response]:
         assert self.words is not None
         if self.bins is None:

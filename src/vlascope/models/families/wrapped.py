@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,9 @@ from ..images import Frame, ImageTransform
 from ..layout import Grid, TokenLayout, concat, grid_tokens, plain_tokens
 from ..sites import Site
 from ..structure import has, module_width
+
+MAX_NAME = 100
+"""Longest name of a site: runs have files of that name, and disks a limit of 255 bytes."""
 
 _PLAIN = ImageTransform()  # no resize: values in 0..1 at the image's own size
 
@@ -40,7 +44,7 @@ class WrappedFamily(Family):
     ) -> None:
         super().__init__(module, assets=assets)
         self.paths = _paths(module, named)
-        self.grids = dict.fromkeys(self.paths, grids) if isinstance(grids, Grid) else dict(grids)
+        self.grids = _grids(grids, self.paths)
         if missing := [name for name in self.paths if name not in self.grids]:
             raise InputError(
                 f"site '{missing[0]}' has no layout; give one Grid for all, or one per site: "
@@ -106,11 +110,21 @@ class WrappedFamily(Family):
             return torch.from_numpy(_PLAIN(image)), whole
         # One camera at a time: what `preprocess` sees as `item.image` is the image that it has to return.
         one = Item(item_id=item.item_id, images=(image,), prompt=item.prompt, labels=item.labels)
-        value = self.preprocess(one)
-        frame: Frame = whole
-        if isinstance(value, tuple):
-            value, frame = value
-        value = torch.as_tensor(value)
+        value, frame = self.preprocess(one), whole
+        if isinstance(value, tuple) and len(value) == 2:
+            value, frame = value[0], _checked_frame(value[1], item)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"preprocess returned {type(value).__name__} for item '{item.item_id}'; need a float tensor "
+                "[channels, H, W], or a tuple of it and the frame (x0, y0, x1, y1) that it shows."
+            )
+        if not value.is_floating_point():
+            raise InputError(
+                f"preprocess returned numbers of type {str(value.dtype).removeprefix('torch.')} for item "
+                f"'{item.item_id}'; need floats, scaled as the model expects them (value.float() / 255, for instance)."
+            )
         if value.ndim != 3:
             raise InputError(
                 f"preprocess returned shape {tuple(value.shape)} for item '{item.item_id}'; need [channels, H, W]."
@@ -121,12 +135,45 @@ class WrappedFamily(Family):
         axes = {None: "btd", True: "bdhw", False: "bhwd"}[grid.channels_first]
         if axes != "btd" and grid.prefix:
             raise InputError(f"site '{name}': a feature map has no prefix tokens; use Grid(prefix=0).")
-        width = module_width(self.module.get_submodule(path))
-        return Site(name=name, module_path=path, layout=self._layout_name(grid), width=width, axes=axes)
+        return Site(
+            name=name,
+            module_path=path,
+            layout=self._layout_name(grid),
+            width=module_width(self.module.get_submodule(path)),
+            axes=axes,
+            grid=None if axes == "btd" else (grid.rows, grid.cols),
+        )
 
     def _layout_name(self, grid: Grid) -> str:
         shapes = {(g.rows, g.cols, g.prefix) for g in self.grids.values()}
         return "vision" if len(shapes) == 1 else f"grid{grid.rows}x{grid.cols}p{grid.prefix}"
+
+
+def _grids(grids: Any, names: Mapping[str, str]) -> dict[str, Grid]:
+    """Return the grid of each site; a mapping may lack some, which the caller reports."""
+    if isinstance(grids, Grid):
+        return dict.fromkeys(names, grids)
+    given = grids if isinstance(grids, Mapping) else {"layout": grids}
+    if wrong := [value for value in given.values() if not isinstance(value, Grid)]:
+        raise InputError(
+            f"got {wrong[0]!r} as layout; need vlascope.Grid(rows, cols), or one per site: "
+            f"{{{next(iter(names))!r}: vlascope.Grid(rows, cols)}}."
+        )
+    return dict(grids)
+
+
+def _checked_frame(frame: Any, item: Item) -> Frame:
+    """Return a frame as four floats."""
+    try:
+        x0, y0, x1, y1 = (float(value) for value in frame)
+    except (TypeError, ValueError):
+        x0 = y0 = x1 = y1 = float("nan")
+    if not (np.isfinite([x0, y0, x1, y1]).all() and x0 < x1 and y0 < y1):
+        raise InputError(
+            f"preprocess returned the frame {frame!r} for item '{item.item_id}'; need four numbers (x0, y0, x1, y1) in "
+            "pixels of the original image, with x0 < x1 and y0 < y1."
+        )
+    return x0, y0, x1, y1
 
 
 def _grid_layout(grid: Grid, frame: Frame, camera: int) -> TokenLayout:
@@ -144,9 +191,18 @@ def _paths(module: nn.Module, named: Sequence[str] | Mapping[str, str]) -> dict[
     names = [name for name, _ in module.named_modules() if name]
     if isinstance(named, str):
         named = [named]
+    given = named.items() if isinstance(named, Mapping) else [named]
+    if not isinstance(named, (Mapping, Sequence)) or not all(
+        isinstance(x, str) for one in given for x in one
+    ):
+        raise InputError(
+            f"got {named!r} as sites; need module paths such as ['blocks.*'], or {{site name: module path}}."
+        )
     wanted = dict(named) if isinstance(named, Mapping) else {path: path for path in named}
     out: dict[str, str] = {}
     for alias, path in wanted.items():
+        if alias != path:
+            _check_alias(alias)
         parts = path.split(".")
         found = [
             name
@@ -162,3 +218,15 @@ def _paths(module: nn.Module, named: Sequence[str] | Mapping[str, str]) -> dict[
     if not out:
         raise SiteNotFoundError("wrap() got no sites; name at least one module path.")
     return out
+
+
+def _check_alias(alias: str) -> None:
+    """Raise `InputError` for a name that no pattern could mean, or no file could have."""
+    is_name = (
+        isinstance(alias, str) and len(alias) <= MAX_NAME and alias.isprintable() and all(alias.split("."))
+    )
+    if not is_name or set(alias) & set("*?,@:/\\") or alias != alias.strip():
+        raise InputError(
+            f"got the site name {alias!r}; need at most {MAX_NAME} characters, words with dots between them, without "
+            "any of * ? , @ : / \\, such as 'vision.3'."
+        )
