@@ -81,6 +81,9 @@ def test_wrong_values_and_options_are_named(folder, dataset):
     ):
         with pytest.raises((InputError, ItemError), match=message):
             open_items(spec)
+    for spec in ("", " "):
+        with pytest.raises(InputError, match="empty name"):
+            open_items(spec)
     with pytest.raises(ItemNotFoundError, match="hf download lerobot/pusht"):
         open_items("lerobot/pusht")
     with pytest.raises(InputError, match="no time stamps"):
@@ -135,3 +138,17 @@ def test_demo_kinds(dataset):
 def test_missing_demo_says_so(tmp_path):
     with pytest.raises(ItemNotFoundError, match="no demo episodes"):
         open_demo("demo", root=tmp_path)
+
+
+def test_the_run_of_this_folder_bears_its_name(folder, monkeypatch):
+    from vlascope.cli.capture import default_out
+
+    monkeypatch.chdir(folder)
+    for data, name in (
+        (".", "m-photos"),
+        ("./", "m-photos"),
+        ("sub/..", "m-photos"),
+        ("../photos/", "m-photos"),
+    ):
+        assert default_out("org/m", data).as_posix() == f"runs/{name}", data
+    assert default_out("mini-vla", "demo:pick").as_posix() == "runs/mini-vla-demo-pick"

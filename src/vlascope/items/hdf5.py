@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ..errors import InputError, ItemError, ItemNotFoundError, missing_extra
 from ..files import content_hash
 from ._lru import Lru
+from ._walk import find_files, natural_key
 from .frames import EpisodicSource
-from .images import file_facts, find_files, natural_key, short_names
+from .images import file_facts, short_names
 from .item import Item, OnError, Scalar
 from .rlds import choose_cameras
 
@@ -65,7 +66,7 @@ class Hdf5Source(EpisodicSource):
             raise InputError(f"turn is {turn!r}; need none, flip or rotate.")
         _h5py()
         self.prompt, self.turn, self.on_error = prompt, turn, on_error
-        self.paths = _files(paths)
+        self.paths = _files(paths, report=self._skip)
         self._handles: Lru[Path, Any] = Lru(4, drop=lambda handle: handle.close())
         self._prompts: dict[Path, str | None] = {}
         self._splits: dict[Path, dict[str, str]] = {}
@@ -230,10 +231,12 @@ def _h5py() -> Any:
     return h5py
 
 
-def _files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
+def _files(
+    paths: Path | str | Sequence[Path | str], *, report: Callable[[str, ItemError], object]
+) -> list[Path]:
     files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     if len(files) == 1 and files[0].is_dir():
-        found, _ = find_files(files[0], HDF5_SUFFIXES)
+        found, _ = find_files(files[0], HDF5_SUFFIXES, report=report)
         if not found:
             raise ItemError(f"the folder '{files[0]}' has no HDF5 file ({', '.join(HDF5_SUFFIXES)}).")
         return found

@@ -14,14 +14,15 @@ import numpy as np
 from ..errors import InputError, ItemError, ItemNotFoundError, nearest_text
 from ._demo import open_demo
 from ._video import VIDEO_SUFFIXES
+from ._walk import find_files, natural_key
 from .coco import CocoSource
 from .curate import with_reviews
 from .factorial import FactorialSource
 from .frames import MappedSource, select_frames
 from .hdf5 import HDF5_SUFFIXES, Hdf5Source
 from .hf_datasets import HfSource, is_hf_dataset
-from .images import IMAGE_SUFFIXES, ImageFolder, ImageList, find_files, natural_key
-from .item import Item, ItemSource, OnError
+from .images import IMAGE_SUFFIXES, ImageFolder, ImageList
+from .item import Item, ItemSource, OnError, Skipped
 from .lerobot import LeRobotSource
 from .memory import simulate
 from .nerf import NerfSource
@@ -91,7 +92,13 @@ def open_items(
     """
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error is {on_error!r}; need 'raise' or 'skip'.")
-    source = _open(spec, _Wishes(prompt=prompt, camera=camera, on_error=on_error))
+    try:
+        source = _open(spec, _Wishes(prompt=prompt, camera=camera, on_error=on_error))
+    except PermissionError as error:
+        raise ItemError(
+            f"'{error.filename or spec}' cannot be read: permission denied. Change its permissions, or name other "
+            "data."
+        ) from error
     if on_error == "skip":
         source.on_error = on_error
     if labels is not None or where is not None:
@@ -110,6 +117,10 @@ def _set_prompt(item: Item, *, prompt: str) -> Item:
 
 
 def _open(spec: Any, wishes: _Wishes) -> ItemSource:
+    if isinstance(spec, str) and not spec.strip():
+        raise InputError(
+            "got an empty name of the data; need a file, a folder ('.' is this one) or 'demo:pick'."
+        )
     if isinstance(spec, str) and (spec == "demo" or spec.startswith("demo:")):
         return open_demo(spec, prompt=wishes.prompt, camera=wishes.camera)
     if isinstance(spec, str | Path):
@@ -232,10 +243,15 @@ def _open_images(path: Path, *, prompt: str | None, on_error: OnError) -> ItemSo
 
 def _open_videos(path: Path, *, prompt: str | None, on_error: OnError) -> ItemSource:
     if path.is_dir():
-        videos, _ = find_files(path, VIDEO_SUFFIXES)
+        unread: list[tuple[str, ItemError]] = []
+        videos, _ = find_files(path, VIDEO_SUFFIXES, report=lambda name, error: unread.append((name, error)))
+        if unread and on_error == "raise":
+            raise unread[0][1]
         if not videos:
             raise ItemError(f"the folder '{path}' has no video ({', '.join(VIDEO_SUFFIXES)}).")
-        return VideoSource(videos, prompt=prompt, on_error=on_error)
+        source = VideoSource(videos, prompt=prompt, on_error=on_error)
+        source.skipped.extend(Skipped(name, str(error)) for name, error in unread)
+        return source
     if path.is_file():
         return VideoSource(path, prompt=prompt, on_error=on_error)
     _, videos, _ = _expand(path)

@@ -8,11 +8,12 @@ from urllib.parse import parse_qsl
 
 from ..errors import InputError, ItemError, nearest_text
 from ._video import VIDEO_SUFFIXES
+from ._walk import find_files
 from .coco import find_annotations
 from .factorial import is_factorial
 from .hdf5 import HDF5_SUFFIXES
 from .hf_datasets import is_saved_dataset
-from .images import IMAGE_SUFFIXES, find_files
+from .images import IMAGE_SUFFIXES
 from .lerobot import is_lerobot
 from .nerf import find_transforms
 from .rlds import is_rlds
@@ -102,9 +103,11 @@ def kinds_of_folder(path: Path) -> list[str]:
         found.append("hf")
     if found:
         return found
-    images, _ = find_files(path, IMAGE_SUFFIXES)
-    videos, _ = find_files(path, VIDEO_SUFFIXES)
-    return [kind for kind, files in (("images", images), ("video", videos)) if files]
+    # A folder below that cannot be listed is left to the reader, which knows what to do about it.
+    _, endings = find_files(path, (), report=lambda name, error: None)
+    return [
+        k for k, some in (("images", IMAGE_SUFFIXES), ("video", VIDEO_SUFFIXES)) if endings.keys() & set(some)
+    ]
 
 
 def kind_of_folder(path: Path) -> str:
