@@ -93,6 +93,9 @@ def test_wrong_values_and_options_are_named(folder, dataset):
     for option in ({"stride": 0}, {"limit": 0}, {"fps": 0}):
         with pytest.raises(InputError, match="need stride >= 1"):
             open_items(dataset, **option)
+    for option in ({"stride": 1.5}, {"limit": 2.5}, {"stride": "2"}):
+        with pytest.raises(InputError, match="need a whole number"):
+            open_items(dataset, **option)
 
 
 def test_stride_limit_and_fps(folder, dataset):
@@ -105,7 +108,11 @@ def test_stride_limit_and_fps(folder, dataset):
     video = open_items(folder.parent / "clips.mp4", fps=4)
     assert [item.step for item in video] == [0, 2, 5, 7, 10, 12, 15, 17, 20]
     assert video.fps == 4 and video[2].item_id == "clips.mp4/000005"
-    assert len(open_items(folder.parent / "clips.mp4", fps=100)) == 23
+    assert len(open_items(folder.parent / "clips.mp4", fps=10)) == 23
+    with pytest.raises(InputError, match=r"'clips\.mp4' has 10 frames per second, fewer than fps=100"):
+        open_items(folder.parent / "clips.mp4", fps=100)
+    with pytest.raises(InputError, match="'ep0000' has 10 frames per second, fewer than fps=11"):
+        open_items(dataset, fps=11)
     assert len(open_items(dataset, limit=1000)) == sum(LENGTHS)
     assert strided.fingerprint() != open_items(dataset, stride=5).fingerprint()
 

@@ -75,7 +75,7 @@ def open_items(
         prompt: Instruction or question given to every item instead of its own.
         limit: Number of items at most.
         stride: Take every n-th frame of each episode or video (for images: every n-th image).
-        fps: Frames per second wanted from a video or dataset.
+        fps: Frames per second wanted from a video or dataset, at most those that it has.
         camera: Name of the camera, or cameras, of a LeRobot, RLDS, HDF5 or Hugging Face dataset; all by default.
         on_error: "skip" leaves out what is missing or damaged when opening, passes over it when iterating, and
             lists it in `source.skipped`; "raise" stops there.
