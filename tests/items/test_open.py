@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from items_helpers import LENGTHS, picture
+from items_helpers import LENGTHS, picture, write_rlds
 from PIL import Image
 
 import vlascope.items
 from vlascope.errors import InputError, ItemError, ItemNotFoundError
-from vlascope.items import ImageFolder, ImageList, Item, LeRobotSource, VideoSource, open_items
+from vlascope.items import (
+    ImageFolder,
+    ImageList,
+    Item,
+    LeRobotSource,
+    RldsSource,
+    VideoSource,
+    VocSource,
+    open_items,
+)
 from vlascope.items._demo import open_demo
 from vlascope.items._video import VideoWriter
 
@@ -145,6 +154,25 @@ def test_demo_kinds(dataset):
 def test_missing_demo_says_so(tmp_path):
     with pytest.raises(ItemNotFoundError, match="no demo episodes"):
         open_demo("demo", root=tmp_path)
+
+
+def test_a_folder_of_datasets_is_not_the_first_of_them(tmp_path):
+    root = tmp_path / "data"
+    write_rlds(root / "bridge" / "1.0.0", (2, 3))
+    assert isinstance(open_items(root), RldsSource)  # nothing else is there
+    (root / "voc" / "JPEGImages").mkdir(parents=True)
+    (root / "voc" / "Annotations").mkdir()
+    Image.fromarray(RGB).save(root / "voc" / "JPEGImages" / "1.png")
+    with pytest.raises(
+        ItemError, match=r"RLDS dataset \('rlds:.*bridge'\) or a VOC dataset \('voc:.*voc'\); write"
+    ):
+        open_items(root)
+    (root / "bridge").rename(tmp_path / "bridge")
+    assert isinstance(open_items(root), VocSource)
+    (root / "loose").mkdir()
+    Image.fromarray(RGB).save(root / "loose" / "1.png")
+    with pytest.raises(ItemError, match=r"a VOC dataset \('voc:.*voc'\) or images \('images:.*data'\)"):
+        open_items(root)
 
 
 def test_the_run_of_this_folder_bears_its_name(folder, monkeypatch):

@@ -269,7 +269,7 @@ def _is_camera(entry: Any) -> bool:
 
 def _is_like_a_camera(name: str, entry: Any) -> bool:
     """Return whether an entry seems to be a camera of a form that is not read: channels first, floats, grey, RGBA."""
-    shape: tuple[int, ...] = getattr(entry, "shape", ())
+    shape: Any = getattr(entry, "shape", ())
     if _is_camera(entry) or re.search("depth|seg|mask", name.lower()) or not hasattr(entry, "dtype"):
         return False
     if entry.dtype.kind not in "uif" or len(shape) not in (3, 4):

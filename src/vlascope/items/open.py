@@ -26,7 +26,7 @@ from .item import Item, ItemSource, OnError, Skipped
 from .lerobot import LeRobotSource
 from .memory import simulate
 from .nerf import NerfSource
-from .recognise import OPTIONS, Spec, kind_of_file, kind_of_folder, parse_spec
+from .recognise import OPTIONS, Spec, kind_of_file, parse_spec, spec_of_folder
 from .reviews import reviews_beside
 from .rlds import RldsSource
 from .video import VideoSource
@@ -165,7 +165,7 @@ def _open_list(spec: Sequence[Any], wishes: _Wishes) -> ItemSource:
 def _spec_of_path(spec: str | Path) -> Spec:
     path = Path(spec).expanduser()
     if path.is_dir():
-        return Spec(kind_of_folder(path), str(path))
+        return spec_of_folder(path)
     if path.is_file():
         kind = kind_of_file(path)
         if kind is None:
