@@ -119,6 +119,42 @@ def test_files_that_contradict_themselves(dataset, change, message):
             open_items(dataset)
 
 
+def rewrite(dataset, notes):
+    file = dataset / "instances.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": notes}))
+
+
+def test_a_box_alone_gives_no_mask_that_claims_background(dataset):
+    boxed = note(1, 10, 3, (1, 1, 4, 4))
+    del boxed["segmentation"]
+    rewrite(dataset, [boxed, note(2, 10, 300, (5, 5, 8, 8)), note(3, 11, 3, (0, 0, 2, 2))])
+    source = open_items(dataset)
+    assert source[0].masks == {} and source[0].mask_names == {} and len(source[0].boxes) == 2
+    assert source[1].masks["segmentation"].sum() == 12 and source[2].masks["segmentation"].max() == 0
+    rewrite(dataset, [boxed, note(2, 11, 3, (0, 0, 2, 2), segmentation=[])])
+    assert [item.masks for item in open_items(dataset)] == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([5, 2, -3, 4], "negative size"),
+        ([5, 2, 3, -4], "negative size"),
+        ([5, 2, 10, 4], "outside the image, which is 13 wide and 9 high"),
+        ([5, -4, 3, 4], "outside the image"),
+        ([5, 2, 3], "need four numbers"),
+        ([5, 2, 3, None], "need four numbers"),
+        ([5, 2, 3, float("nan")], "negative size"),
+    ],
+)
+def test_impossible_boxes_are_named(dataset, box, message):
+    rewrite(dataset, [note(7, 10, 3, (0, 0, 2, 2), bbox=box), note(8, 11, 3, (0, 0, 13, 9))])
+    with pytest.raises(ItemError, match=rf"annotation 7 of '.*0\.png': bbox .*{message}"):
+        open_items(dataset)
+    source = open_items(dataset, on_error="skip")
+    assert source.item_ids == ["1.png", "2.png"] and source.skipped[0].name == "0.png"
+
+
 def test_real_coco(real_data):
     source = open_items(real_data / "coco_objects")
     assert len(source) == 80 and sum(item.labels["n_objects"] for item in source[::16]) > 0

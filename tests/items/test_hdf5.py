@@ -114,3 +114,42 @@ def test_damage_is_named_and_skipped_only_if_asked(tmp_path):
         file["data/demo_0/obs/pos"] = np.zeros((4, 3))
     with pytest.raises(ItemError, match=r"no images in obs.*pos \(4, 3\).*dataset_states_to_obs"):
         open_items(tmp_path / "states.hdf5")
+
+
+def test_a_camera_of_another_form_is_never_dropped_silently(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="the extra data is not installed")
+    rgb = np.stack([picture(11, 17, t) for t in range(4)])
+    forms = {
+        "first": (rgb.transpose(0, 3, 1, 2), r"uint8 \(4, 3, 11, 17\), which looks like channels first"),
+        "float": (rgb.astype(np.float32) / 255, r"float32 \(4, 11, 17, 3\); need uint8"),
+        "grey": (rgb[..., :1], r"uint8 \(4, 11, 17, 1\); need"),
+        "flat": (rgb[..., 0], r"uint8 \(4, 11, 17\); need"),
+        "rgba": (np.concatenate([rgb, rgb[..., :1]], -1), r"uint8 \(4, 11, 17, 4\); need"),
+    }
+    for name, (values, message) in forms.items():
+        path = tmp_path / f"{name}.hdf5"
+        for file_path in (path, tmp_path / f"fine-{name}.hdf5"):
+            with h5py.File(file_path, "w") as file:
+                obs = file.create_group("data/demo_0/obs")
+                obs["zfront"], obs["matrix"] = rgb, np.zeros((4, 3, 4, 4))
+                obs["wrist_depth"] = np.zeros((4, 11, 17, 1), np.float32)
+                obs["segmentation"] = np.zeros((4, 11, 17, 1), np.int32)
+                if file_path == path:
+                    obs["wrist"] = values
+        for camera in (None, "wrist"):
+            with pytest.raises(ItemError, match=f"the camera 'wrist' is {message}"):
+                open_items(path, camera=camera)
+        assert open_items(path, camera="zfront")[0].cameras == ("zfront",)
+        assert open_items(file_path)[0].cameras == ("zfront",)
+
+
+def test_only_the_cameras_asked_for_matter(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="the extra data is not installed")
+    path = write_demos(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_10/obs/eye_rgb"]
+        eye = file["data/demo_11/obs/eye_rgb"][:2]
+        del file["data/demo_11/obs/eye_rgb"]
+        file["data/demo_11/obs/eye_rgb"] = eye
+    assert open_items(path, camera="agentview_rgb").episode_lengths == [5, 3, 4]
+    assert open_items(path, camera="eye_rgb", on_error="skip").episode_names() == ["demo_9"]

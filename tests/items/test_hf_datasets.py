@@ -68,6 +68,8 @@ def test_saved_folder_and_splits(table, tmp_path):
     with pytest.raises(InputError, match="no split was chosen; there are train, test"):
         open_items(tmp_path / "two")
     assert len(open_items(f"hf:{tmp_path / 'two'}?split=test")) == 1
+    with pytest.raises(InputError, match=r"no column 'captoin'; its columns are photo, .*Nearest: 'caption'"):
+        HfSource(table, prompt_column="captoin")
     with pytest.raises(ItemError, match=r"image columns \[\].*cast_column"):
         open_items(table.remove_columns(["photo", "wrist"]))
     with pytest.raises(InputError, match="not streaming"):

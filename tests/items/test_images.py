@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from items_helpers import picture
 from PIL import Image
 
 from vlascope.errors import InputError, ItemError, ItemNotFoundError
-from vlascope.items import ImageFolder, ImageList, Item, read_image
+from vlascope.items import ImageFolder, ImageList, Item, open_items, read_image
 
 RGB = picture(13, 17)
 
@@ -128,8 +132,9 @@ def test_list_of_all_kinds(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (RGB.astype(np.float32), "float32.*need uint8"),
-        (RGB.transpose(2, 0, 1), r"channels first"),
+        (RGB.astype(np.float32), r"shape \(13, 17, 3\) and type float32.*need uint8"),
+        (RGB.transpose(2, 0, 1), r"shape \(3, 13, 17\).*channels first"),
+        (RGB[..., :2], r"shape \(13, 17, 2\); need \[height, width, 3\]\.$"),
         (RGB[None], "need uint8"),
         (3, "is a int"),
         ("gone.png", "no image 'gone.png'"),
@@ -155,6 +160,103 @@ def test_same_id_twice_is_an_error():
     item = Item(item_id="mine", images=(RGB,))
     with pytest.raises(InputError, match="two items are called 'mine'"):
         ImageList([item, item])
+
+
+def test_a_broken_link_that_is_skipped_leaves_the_other_ids_right(tmp_path):
+    for number in (1, 3):
+        save(tmp_path / f"{number}.png", Image.fromarray(picture(13, 17, number)))
+    (tmp_path / "2.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ItemNotFoundError, match=r"2\.png"):
+        ImageFolder(tmp_path)
+    source = ImageFolder(tmp_path, on_error="skip")
+    assert source.item_ids == ["1.png", "3.png"] and len(source.skipped) == 1
+    assert source[1].item_id == "3.png"
+    np.testing.assert_array_equal(source[1].image, picture(13, 17, 3))
+    source.fingerprint()
+
+
+def test_one_flipped_byte_in_a_png_is_damage(tmp_path):
+    smooth = (np.add.outer(np.arange(97) * 3, np.arange(103) * 2) % 256).astype(np.uint8)
+    path = save(tmp_path / "a.png", Image.fromarray(smooth))
+    whole = path.read_bytes()
+    start = whole.index(b"IDAT") + 4
+    for place in range(start, len(whole) - 16, 7):  # some of them still make a picture: another one
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ItemError, match=r"a\.png' is damaged"):
+            read_image(path)
+        with path.open("rb") as handle, pytest.raises(ItemError, match="damaged"):
+            read_image(handle, name="handle")
+    path.write_bytes(whole)
+    with path.open("rb") as handle:
+        np.testing.assert_array_equal(read_image(handle)[..., 0], smooth)
+
+
+def test_runs_and_what_macos_leaves_are_no_data(tmp_path):
+    from vlascope.items._walk import RUN_FORMAT
+    from vlascope.runs.paths import FORMAT
+
+    assert RUN_FORMAT == FORMAT
+    for name in ("a.png", "runs/first/media/0.png", "__MACOSX/a.png", "other/1.png", "list/2.png"):
+        save(tmp_path / name, Image.fromarray(RGB))
+    (tmp_path / "runs" / "first" / "run.json").write_text(json.dumps({"format": FORMAT}))
+    (tmp_path / "other" / "run.json").write_text(json.dumps({"format": "of others"}))
+    (tmp_path / "list" / "run.json").write_text("[]")
+    assert ImageFolder(tmp_path).item_ids == ["a.png", "list/2.png", "other/1.png"]
+
+
+def test_linked_folders_are_read_once_and_loops_end(tmp_path):
+    save(tmp_path / "store" / "far" / "x.png", Image.fromarray(RGB))
+    data = tmp_path / "data"
+    save(data / "b" / "1.png", Image.fromarray(RGB))
+    (data / "far").symlink_to(tmp_path / "store")
+    (data / "a-latest").symlink_to(data / "b")
+    (data / "b" / "up").symlink_to(data)
+    (data / "self").symlink_to("self")
+    assert ImageFolder(data).item_ids == ["b/1.png", "far/far/x.png"]
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """A folder with an image in each of two folders, one of which the user may not list (root may list all)."""
+    for name in ("fine/1.png", "locked/2.png"):
+        save(tmp_path / name, Image.fromarray(RGB))
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    return tmp_path
+
+
+def test_a_folder_that_may_not_be_listed_is_named(locked):
+    with pytest.raises(ItemError, match="locked' cannot be read: permission denied"):
+        open_items(locked)
+    source = open_items(locked, on_error="skip")
+    assert [item.item_id for item in source] == ["fine/1.png"]
+    assert source.skipped[0].name == "locked" and "permission denied" in source.skipped[0].reason
+    with pytest.raises(ItemError, match="locked' cannot be read: permission denied"):
+        open_items(locked / "locked", on_error="skip")
+
+
+def test_files_that_may_not_be_read_are_not_called_damaged(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.fromarray(RGB))
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", refuse)
+        with pytest.raises(ItemError, match=r"a\.png' cannot be read: permission denied"):
+            read_image(path)
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(ItemError, match="cannot be read: permission denied"):
+        ImageList([path])
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(ItemError, match=r"a\.png' cannot be read: permission denied"):
+        open_items(path)
 
 
 def test_photographs(real_data):

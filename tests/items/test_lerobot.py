@@ -182,6 +182,11 @@ def test_fingerprint_follows_content_not_place(dataset, damaged):
         (lambda d: (d / DATA).write_bytes(b"PAR1"), ItemError, r"file-000\.parquet' cannot be read"),
         (lambda d: (d / DATA).unlink(), ItemNotFoundError, r"file-000\.parquet'.*missing"),
         (lambda d: (d / "meta/info.json").write_text("{"), ItemError, r"info\.json' cannot be read"),
+        (
+            lambda d: (d / "meta/info.json").write_text("[1]"),
+            ItemError,
+            r"info\.json' is a list; need an object",
+        ),
         (lambda d: (d / "meta/info.json").write_text("{}"), ItemError, "lacks codebase_version"),
         (lambda d: (d / "meta/info.json").unlink(), ItemError, "no LeRobot dataset"),
         (lambda d: (d / "meta/tasks.parquet").unlink(), ItemError, r"tasks\.parquet' cannot be read"),

@@ -76,6 +76,12 @@ def test_missing_and_damaged(scene):
     assert "f2.png" in source.skipped[1].reason
 
 
+LENS = (
+    '{%s, "frames": [{"file_path": "a", '
+    '"transform_matrix": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}]}'
+)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -84,6 +90,10 @@ def test_missing_and_damaged(scene):
         ('{"frames": [{"file_path": "a.png"}]}', "frame 0, lacks"),
         ('{"frames": [{"file_path": "a", "transform_matrix": [[1, 2], [3, 4]]}]}', r"shape \(2, 2\)"),
         ('{"frames": [{"file_path": "a", "transform_matrix": [[1, "x"]]}]}', "no matrix of numbers"),
+        ('{"frames": [5]}', "frame 0, lacks"),
+        (LENS % '"fl_x": "abc"', r"frame 0: fl_x is 'abc'; need a number"),
+        (LENS % '"cx": [3]', r"frame 0: cx is \[3\]; need a number"),
+        (LENS % '"h": NaN', "frame 0: h is nan; need a number"),
     ],
 )
 def test_files_that_are_none(tmp_path, content, message):
@@ -95,3 +105,9 @@ def test_files_that_are_none(tmp_path, content, message):
 def test_a_pose_is_checked():
     with pytest.raises(InputError, match=r"pose has shape \(3, 4\)"):
         Item(item_id="a", images=(picture(3, 5),), pose=np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("images", [picture(3, 5), (5,), (picture(3, 5).tolist(),)])
+def test_images_are_a_tuple_of_arrays(images):
+    with pytest.raises(InputError, match=r"need a tuple of arrays, one per camera: images=\(array,\)"):
+        Item(item_id="a", images=images)

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from items_helpers import LENGTHS, picture
+from items_helpers import LENGTHS, picture, write_rlds
 from PIL import Image
 
 import vlascope.items
 from vlascope.errors import InputError, ItemError, ItemNotFoundError
-from vlascope.items import ImageFolder, ImageList, Item, LeRobotSource, VideoSource, open_items
+from vlascope.items import (
+    ImageFolder,
+    ImageList,
+    Item,
+    LeRobotSource,
+    RldsSource,
+    VideoSource,
+    VocSource,
+    open_items,
+)
 from vlascope.items._demo import open_demo
 from vlascope.items._video import VideoWriter
 
@@ -81,6 +90,9 @@ def test_wrong_values_and_options_are_named(folder, dataset):
     ):
         with pytest.raises((InputError, ItemError), match=message):
             open_items(spec)
+    for spec in ("", " "):
+        with pytest.raises(InputError, match="empty name"):
+            open_items(spec)
     with pytest.raises(ItemNotFoundError, match="hf download lerobot/pusht"):
         open_items("lerobot/pusht")
     with pytest.raises(InputError, match="no time stamps"):
@@ -89,6 +101,9 @@ def test_wrong_values_and_options_are_named(folder, dataset):
         open_items(folder, camera="main")
     for option in ({"stride": 0}, {"limit": 0}, {"fps": 0}):
         with pytest.raises(InputError, match="need stride >= 1"):
+            open_items(dataset, **option)
+    for option in ({"stride": 1.5}, {"limit": 2.5}, {"stride": "2"}):
+        with pytest.raises(InputError, match="need a whole number"):
             open_items(dataset, **option)
 
 
@@ -102,7 +117,11 @@ def test_stride_limit_and_fps(folder, dataset):
     video = open_items(folder.parent / "clips.mp4", fps=4)
     assert [item.step for item in video] == [0, 2, 5, 7, 10, 12, 15, 17, 20]
     assert video.fps == 4 and video[2].item_id == "clips.mp4/000005"
-    assert len(open_items(folder.parent / "clips.mp4", fps=100)) == 23
+    assert len(open_items(folder.parent / "clips.mp4", fps=10)) == 23
+    with pytest.raises(InputError, match=r"'clips\.mp4' has 10 frames per second, fewer than fps=100"):
+        open_items(folder.parent / "clips.mp4", fps=100)
+    with pytest.raises(InputError, match="'ep0000' has 10 frames per second, fewer than fps=11"):
+        open_items(dataset, fps=11)
     assert len(open_items(dataset, limit=1000)) == sum(LENGTHS)
     assert strided.fingerprint() != open_items(dataset, stride=5).fingerprint()
 
@@ -135,3 +154,36 @@ def test_demo_kinds(dataset):
 def test_missing_demo_says_so(tmp_path):
     with pytest.raises(ItemNotFoundError, match="no demo episodes"):
         open_demo("demo", root=tmp_path)
+
+
+def test_a_folder_of_datasets_is_not_the_first_of_them(tmp_path):
+    root = tmp_path / "data"
+    write_rlds(root / "bridge" / "1.0.0", (2, 3))
+    assert isinstance(open_items(root), RldsSource)  # nothing else is there
+    (root / "voc" / "JPEGImages").mkdir(parents=True)
+    (root / "voc" / "Annotations").mkdir()
+    Image.fromarray(RGB).save(root / "voc" / "JPEGImages" / "1.png")
+    with pytest.raises(
+        ItemError, match=r"RLDS dataset \('rlds:.*bridge'\) or a VOC dataset \('voc:.*voc'\); write"
+    ):
+        open_items(root)
+    (root / "bridge").rename(tmp_path / "bridge")
+    assert isinstance(open_items(root), VocSource)
+    (root / "loose").mkdir()
+    Image.fromarray(RGB).save(root / "loose" / "1.png")
+    with pytest.raises(ItemError, match=r"a VOC dataset \('voc:.*voc'\) or images \('images:.*data'\)"):
+        open_items(root)
+
+
+def test_the_run_of_this_folder_bears_its_name(folder, monkeypatch):
+    from vlascope.cli.capture import default_out
+
+    monkeypatch.chdir(folder)
+    for data, name in (
+        (".", "m-photos"),
+        ("./", "m-photos"),
+        ("sub/..", "m-photos"),
+        ("../photos/", "m-photos"),
+    ):
+        assert default_out("org/m", data).as_posix() == f"runs/{name}", data
+    assert default_out("mini-vla", "demo:pick").as_posix() == "runs/mini-vla-demo-pick"

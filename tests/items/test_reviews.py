@@ -20,7 +20,7 @@ from vlascope.items import (
     with_reviews,
 )
 from vlascope.items._video import VideoWriter
-from vlascope.items.contact import contact_sheet
+from vlascope.items.contact import contact_sheet, sheet_format
 from vlascope.items.reviews import _folder_lock, parse_where
 
 KNOWN = [f"ep{i:04d}" for i in range(40)]
@@ -208,3 +208,28 @@ def test_episodes_in_memory_and_simulated(tmp_path):
     played = open_items("sim:pick?n=1&seed=3&image_px=64")
     assert played[0].image.shape == (64, 64, 3) and played[0].labels["success"] is True
     assert played.fingerprint() == open_items("sim:pick?n=1&seed=3&image_px=64").fingerprint()
+
+
+def test_a_sheet_draws_more_than_ascii(dataset):
+    source = open_items(dataset)
+    units = units_of(source)
+    made = [
+        contact_sheet(source, units, captions=[c, *"bc"], n_thumbs=1)
+        for c in ("gr\u00fcn", "gr\u0451n", "gr\u03b1n")
+    ]
+    assert not np.array_equal(made[0], made[1]) and not np.array_equal(made[1], made[2])
+
+
+def test_a_sheet_is_what_its_name_says(tmp_path, dataset):
+    from PIL import Image
+
+    from vlascope.cli import main
+
+    for name, form in (("s.jpg", "JPEG"), ("s.PNG", "PNG"), ("s.webp", "WEBP")):
+        table = str(tmp_path / "labels.csv")
+        main(["label", str(dataset), "--table", table, "--sheet", str(tmp_path / name), "--quiet"])
+        with Image.open(tmp_path / name) as image:
+            assert image.format == form
+    assert sheet_format(tmp_path / "a.jpeg") == "JPEG"
+    with pytest.raises(InputError, match=r"s\.pdf' for the sheet; its name must end in \.png, \.jpg"):
+        sheet_format(tmp_path / "s.pdf")

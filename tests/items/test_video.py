@@ -24,10 +24,10 @@ CODECS = {
 }
 
 
-def encode(path, codec, options, *, stamps=None):
+def encode(path, codec, options, *, stamps=None, muxer=None):
     if codec not in av.codecs_available:
         pytest.skip(f"PyAV on this machine has no encoder {codec}")
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = 66, 50, "yuv420p"
         if codec == "mpeg4":
@@ -122,6 +122,52 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(IndexError, match=r"0\.\.46"):
         reader.read(47)
     reader.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "movflags"),
+    [
+        ("a.mp4", "libx264", "+faststart"),
+        ("a.mp4", "libx264", "+frag_keyframe+empty_moov"),
+        ("a.avi", "mpeg4", ""),
+    ],
+)
+def test_an_interrupted_copy_is_not_a_shorter_video(tmp_path, name, codec, movflags):
+    path = encode(tmp_path / name, codec, {"g": "12"}, muxer={"movflags": movflags} if movflags else {})
+    whole = path.read_bytes()
+    assert len(VideoReader(path)) == N_FRAMES
+    with av.open(str(path)) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    says = (
+        "header says 47 frames, of which {} are there" if "faststart" in movflags else "ends within frame {}"
+    )
+    for n_left in (31, 46):
+        path.write_bytes(whole[: places[n_left][0] + places[n_left][1] // 2])
+        with pytest.raises(ItemError, match=rf"{name}' is not complete.*{says.format(n_left)}"):
+            VideoSource(path)
+    if "faststart" in movflags:
+        path.write_bytes(whole[: places[31][0]])
+        with pytest.raises(ItemError, match="says 47 frames, of which 31"):
+            VideoSource(path)
+        good = encode(tmp_path / "good.mp4", codec, {})
+        source = VideoSource([path, good], on_error="skip")
+        assert len(source) == N_FRAMES and source.skipped[0].name == str(path)
+
+
+def test_frames_that_are_cut_away_or_dropped_are_not_missing(tmp_path):
+    # An edit list (ffmpeg -ss 0.5 -c copy) hides frames that the file holds; AVI counts those that were dropped.
+    with av.open(str(encode(tmp_path / "a.mp4", "libx264", {"g": "12"}))) as old:
+        with av.open(str(tmp_path / "trim.mp4"), "w") as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.dts is None or packet.pts is None:
+                    continue
+                early = int(Fraction(1, 2) / old.streams.video[0].time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - early, packet.dts - early, stream
+                new.mux(packet)
+    assert len(VideoReader(tmp_path / "trim.mp4")) == N_FRAMES - 5
+    gap = [n if n < 20 else n + 7 for n in range(N_FRAMES)]
+    assert len(VideoReader(encode(tmp_path / "gap.avi", "mpeg4", {}, stamps=gap))) == N_FRAMES
 
 
 def test_broken_middle_is_an_error_not_another_frame(tmp_path):

@@ -228,11 +228,14 @@ def _ray_engine(args: Args) -> Engine:
 
 
 def default_out(model: str, data: str) -> Path:
-    """Return runs/MODEL-DATA, with the last part of each name."""
-    words = (
-        re.sub(r"[^A-Za-z0-9._]+", "-", Path(text.rstrip("/")).name).strip("-.") for text in (model, data)
-    )
-    return Path("runs") / "-".join(words)
+    """Return runs/MODEL-DATA, with the last part of each name; "." and ".." by the name of the folder."""
+    parts = [Path(text.rstrip("/")).name for text in (model, data)]
+    names = [
+        Path(text).resolve().name if part in ("", "..") else part
+        for part, text in zip(parts, (model, data), strict=True)
+    ]
+    words = [re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") for name in names]
+    return Path("runs") / "-".join(word for word in words if word)
 
 
 def preset(words: Sequence[str]) -> Args | None:

@@ -38,7 +38,7 @@ class Args(Common):
     limit: OptionalInt = None
     """list and draw the first N only"""
     sheet: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """draw a contact sheet, a PNG with thumbnails of every episode listed"""
+    """draw a contact sheet, a picture (.png, .jpg or .webp) with thumbnails of every episode listed"""
     out: OutPath = None
     """write those listed by --where as a dataset: LeRobot for episodes, a folder for images and videos"""
     prompt: OptionalText = None
@@ -52,12 +52,15 @@ class Args(Common):
 def run(args: Args) -> int:
     """Record, then list, draw and write out what was asked for."""
     from ..items import ReviewTable, export_curated, open_items, reviews_beside, units_of, with_reviews
+    from ..items.contact import sheet_format
     from ..items.reviews import UNLABELLED, matches, parse_where
 
     if args.limit is not None and (args.limit < 1 or args.out is not None):
         raise InputError(
             f"got --limit {args.limit}; need at least 1, and not with -o, which writes all of --where."
         )
+    if args.sheet is not None:
+        sheet_format(args.sheet)  # before anything is recorded
     kept = None if args.where is None else parse_where(args.where)
     source = open_items(args.data, prompt=args.prompt)
     path = args.table or reviews_beside(args.data)
@@ -122,11 +125,12 @@ def _draw(path: Path, source, units, rows: list[tuple[str, ...]]) -> None:
     from PIL import Image
 
     from ..files import write_atomic
-    from ..items.contact import contact_sheet
+    from ..items.contact import contact_sheet, sheet_format
 
+    form = sheet_format(path)
     captions = []
     for unit, row in zip(units, rows, strict=True):
         size = f" | {unit.n_items} frames" if unit.n_items > 1 else ""
         captions.append(f"{row[0]}{size} | {row[2]}{': ' + row[3] if row[3] else ''}")
     picture = contact_sheet(source, units, captions=captions, reviews=[row[2] for row in rows])
-    write_atomic(path, lambda handle: Image.fromarray(picture).save(handle, format="PNG"))
+    write_atomic(path, lambda handle: Image.fromarray(picture).save(handle, format=form, quality=95))

@@ -31,7 +31,7 @@ class VideoReader:
 
     Raises:
         ItemNotFoundError: no such file.
-        ItemError: not a video, or no frame in it.
+        ItemError: not a video, no frame in it, or (MP4, MOV; AVI where a frame is cut) the end of it is missing.
     """
 
     def __init__(self, path: Path | str, *, keep: int = 8) -> None:
@@ -55,9 +55,8 @@ class VideoReader:
         try:
             self._container = av.open(str(self.path))
         except (FFmpegError, OSError) as error:
-            raise ItemError(
-                f"'{self.path}' cannot be opened as a video ({error}); is it complete?"
-            ) from error
+            what = "permission denied" if isinstance(error, PermissionError) else f"{error}; is it complete?"
+            raise ItemError(f"'{self.path}' cannot be opened as a video: {what}") from error
         if not self._container.streams.video:
             self._container.close()
             raise ItemError(f"'{self.path}' has no video stream; need a file with pictures in it.")
@@ -69,9 +68,13 @@ class VideoReader:
 
         pts: list[int] = []
         key_pts: list[int] = []
+        n_whole, is_cut = 0, False
         try:
             for packet in self._container.demux(self._stream):
                 stamp = packet.pts if packet.pts is not None else packet.dts
+                if packet.size > 0:
+                    is_cut = packet.is_corrupt
+                    n_whole += not is_cut
                 if stamp is None or packet.size == 0 or packet.is_discard:
                     continue
                 pts.append(stamp)
@@ -79,6 +82,7 @@ class VideoReader:
                     key_pts.append(stamp)
         except FFmpegError as error:
             raise ItemError(f"'{self.path}' is damaged: {error}. Copy or encode it again.") from error
+        self._check_complete(n_whole, is_cut=is_cut)
         if not pts:
             raise ItemError(f"'{self.path}' holds no video frame; need at least one.")
         self._pts = sorted(set(pts))
@@ -93,6 +97,27 @@ class VideoReader:
         else:
             fps = float(rate or 0)
         self.fps: float | None = round(fps, 6) or None
+
+    def _check_complete(self, n_whole: int, *, is_cut: bool) -> None:
+        """Raise when the file ends early, as an interrupted copy does: FFmpeg itself takes that for the end."""
+        kind = self._container.format.name
+        # Only MP4 and MOV count frames as we do: AVI counts dropped ones too, Matroska and MPEG-TS none.
+        n_said = self._stream.frames if "mp4" in kind else 0
+        if n_said > n_whole and self._n_stored() < n_said:
+            raise ItemError(
+                f"'{self.path}' is not complete: its header says {n_said} frames, of which {n_whole} are there. "
+                "Copy it again."
+            )
+        if is_cut and ("mp4" in kind or kind == "avi"):
+            raise ItemError(f"'{self.path}' is not complete: it ends within frame {n_whole}. Copy it again.")
+
+    def _n_stored(self) -> int:
+        """Return the whole frames in the file, those that its edit list cuts away included."""
+        import av
+
+        with av.open(str(self.path), options={"ignore_editlist": "1"}) as container:
+            packets = container.demux(container.streams.video[0])
+            return sum(packet.size > 0 and not packet.is_corrupt for packet in packets)
 
     def __len__(self) -> int:
         return len(self._pts)

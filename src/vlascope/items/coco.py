@@ -49,6 +49,7 @@ class CocoSource(ItemSource):
         masks["instance"]: 1, 2, ... per object in the order of the file, overlapping in the same way;
         masks["crowd"]: 1 where a crowd is, only in images that have one. Crowds are part of "segmentation" but
             no instance;
+        no mask at all where an object has only a box: its pixels are not known to be background;
         boxes: one per object, with the flag "crowd" where it is one;
         labels: objects ("cat, person"), n_objects (crowds not counted), caption, caption.1, ..., split.
 
@@ -56,11 +57,11 @@ class CocoSource(ItemSource):
         path: An annotation file, or a folder that holds some (also in `annotations/`).
         images: Folder of the images; by default looked for beside the annotations.
         prompt: Prompt of every item.
-        on_error: "skip" leaves out images that are missing and lists them in `skipped`.
+        on_error: "skip" leaves out images that are missing, or have an impossible box, and lists them in `skipped`.
 
     Raises:
         ItemNotFoundError: no such file, or an image is missing.
-        ItemError: not COCO's form.
+        ItemError: not COCO's form, or a box that lies outside its image or has a negative size.
         InputError: the folder of images cannot be found.
 
     Cost: the annotation files are parsed on opening (450 MB of train2017 take some ten seconds and 3 GB).
@@ -101,9 +102,18 @@ class CocoSource(ItemSource):
                     ),
                 )
                 continue
+            try:
+                for one in image.objects:
+                    _check_box(one, image)
+            except ItemError as error:
+                self._skip(item_id, error)
+                continue
             self._images.append((item_id, image))
         if not self._images:
-            raise ItemError(f"none of the {len(by_key)} images of '{path}' is there.")
+            raise ItemError(
+                f"none of the {len(by_key)} images of '{path}' can be used: {self.skipped[0].reason}"
+            )
+        self._has_masks = any(one.get("segmentation") for _, image in self._images for one in image.objects)
 
     def _open_file(
         self, file: Path, root: Path, images: Path | None, by_key: dict[tuple[str, int], _Image]
@@ -193,7 +203,7 @@ class CocoSource(ItemSource):
     def _masks(
         self, item_id: str, about: _Image
     ) -> tuple[dict[str, NDArray[np.integer]], dict[str, dict[int, str]]]:
-        if not self.categories:
+        if not self._has_masks or not all(one.get("segmentation") for one in about.objects):
             return {}, {}
         shape = (about.height, about.width)
         category, instance, crowd = (np.zeros(shape, np.int32) for _ in range(3))
@@ -201,8 +211,6 @@ class CocoSource(ItemSource):
         drawn: list[tuple[int, int, int, NDArray[np.bool_]]] = []  # area, category, number (0: crowd), pixels
         number = 0
         for one in about.objects:
-            if not one.get("segmentation"):
-                continue
             where = f"'{about.path}', annotation {one.get('id')}"
             pixels = mask_from_segmentation(
                 one["segmentation"], height=about.height, width=about.width, name=where
@@ -231,6 +239,25 @@ class CocoSource(ItemSource):
     def fingerprint(self) -> str:
         facts = [[item_id, *file_facts(image.path)] for item_id, image in self._images]
         return content_hash([[file_facts(file) for file in self.files], facts, self.prompt])
+
+
+def _check_box(one: Mapping[str, Any], image: _Image) -> None:
+    """Raise for a box that is none, or lies outside its image by more than the pixel that writers round away."""
+    box = one.get("bbox")
+    if not box:
+        return
+    where = f"annotation {one.get('id')} of '{image.path}'"
+    try:
+        x, y, width, height = (float(value) for value in box)
+    except (TypeError, ValueError) as error:
+        raise ItemError(f"{where}: bbox is {box!r}; need four numbers [x, y, width, height].") from error
+    if not (width >= 0 and height >= 0):
+        raise ItemError(f"{where}: bbox {box} has a negative size; need [x, y, width, height].")
+    if not (x >= -1 and y >= -1 and x + width <= image.width + 1 and y + height <= image.height + 1):
+        raise ItemError(
+            f"{where}: bbox {box} lies outside the image, which is {image.width} wide and {image.height} high; need "
+            "[x, y, width, height] in pixels."
+        )
 
 
 def smallest(mask: NDArray[np.integer]) -> NDArray[np.integer]:

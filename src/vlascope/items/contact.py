@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, ItemError, ItemNotFoundError
+from ._font import dejavu_sans
 from .curate import Unit
 from .item import ItemSource
 
@@ -17,7 +19,15 @@ if TYPE_CHECKING:
 
 MAX_UNITS = 400
 _GAP_PX, _LINE_PX = 4, 14
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _COLOURS = {"success": (0, 110, 60), "failure": (170, 40, 0), "drop": (110, 110, 110)}
+
+
+def sheet_format(path: Path) -> str:
+    """Return the format that a sheet is written in, by the ending of its name. Raises `InputError` for others."""
+    if path.suffix.lower() not in _FORMATS:
+        raise InputError(f"got '{path}' for the sheet; its name must end in {', '.join(_FORMATS)}.")
+    return _FORMATS[path.suffix.lower()]
 
 
 def contact_sheet(
@@ -47,7 +57,7 @@ def contact_sheet(
 
     Cost: decodes `n_thumbs` frames per episode.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     if not 1 <= len(units) <= MAX_UNITS or len(captions) != len(units) or n_thumbs < 1:
         raise InputError(
@@ -61,7 +71,7 @@ def contact_sheet(
     block_w, block_h = shown * cell, cell + 2 * _LINE_PX
     n_rows = -(-len(units) // per_row)
     sheet = Image.new("RGB", (per_row * block_w + _GAP_PX, n_rows * block_h + _GAP_PX), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    draw, font = ImageDraw.Draw(sheet), dejavu_sans(11)
     for place, (unit, caption) in enumerate(zip(units, captions, strict=True)):
         left = _GAP_PX + place % per_row * block_w
         top = _GAP_PX + place // per_row * block_h

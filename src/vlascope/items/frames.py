@@ -94,17 +94,22 @@ class EpisodeSubset(EpisodicSource):
 def select_frames(
     source: ItemSource, *, stride: int = 1, fps: float | None = None, limit: int | None = None
 ) -> ItemSource:
-    """Return every `stride`-th frame of each episode, at most `fps` per second, the first `limit` of those.
+    """Return every `stride`-th frame of each episode, thinned to `fps` per second, the first `limit` of those.
 
     Args:
         source: Any source; for stand-alone images `stride` counts images.
         stride: 1 takes every frame.
-        fps: Take the frames nearest to 0, 1/fps, 2/fps, ... seconds of each episode; no frame twice.
+        fps: Take the frames nearest to 0, 1/fps, 2/fps, ... seconds of each episode; no frame twice. No episode
+            may have fewer frames per second than that.
         limit: Number of items at most, counted after the other two.
 
     Raises:
-        InputError: stride or limit below 1, fps not above 0, or fps for stand-alone images.
+        InputError: stride or limit no whole number or below 1; fps not above 0, above what an episode has, or given
+            for stand-alone images.
     """
+    for name, number in (("stride", stride), ("limit", limit)):
+        if number is not None and not isinstance(number, int | np.integer):
+            raise InputError(f"got {name}={number!r}; need a whole number.")
     if stride < 1 or (limit is not None and limit < 1) or (fps is not None and not fps > 0):
         raise InputError(
             f"got stride={stride}, fps={fps}, limit={limit}; need stride >= 1, fps > 0 and limit >= 1."
@@ -113,6 +118,8 @@ def select_frames(
         raise InputError(
             f"'{source.name}' has no time stamps, so fps={fps} means nothing there; leave it out."
         )
+    if fps is not None and isinstance(source, FrameSource):
+        _check_rate(source, fps)
     if stride == 1 and fps is None and (limit is None or limit >= len(source)):
         return source
     chosen: list[NDArray[np.int64]] = []
@@ -128,6 +135,17 @@ def select_frames(
     if source.fps is not None:
         part.fps = min(fps or source.fps, source.fps) / stride
     return part
+
+
+def _check_rate(source: FrameSource, fps: float) -> None:
+    """Raise when an episode has fewer than `fps` frames per second: thinning cannot add any."""
+    for name, times in zip(source.episode_names(), source.episode_times(), strict=True):
+        rate = (len(times) - 1) / float(times[-1] - times[0]) if len(times) > 1 else fps
+        if fps > rate * 1.01:  # 30 is what people call 29.97
+            raise InputError(
+                f"'{name}' has {rate:.4g} frames per second, fewer than fps={fps:g}; fps only thins. Give at most "
+                f"{rate:.4g}, or leave it out."
+            )
 
 
 def _nearest_to_grid(times: NDArray[np.float64], fps: float) -> NDArray[np.int64]:

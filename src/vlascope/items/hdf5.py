@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from ..errors import InputError, ItemError, ItemNotFoundError, missing_extra
 from ..files import content_hash
 from ._lru import Lru
+from ._walk import find_files, natural_key
 from .frames import EpisodicSource
-from .images import file_facts, find_files, natural_key, short_names
+from .images import file_facts, short_names
 from .item import Item, OnError, Scalar
 from .rlds import choose_cameras
 
@@ -24,13 +26,16 @@ STATE_KEYS = (
     ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"),
     ("ee_states", "gripper_states"),
 )
+_MIN_SIDE_PX = 8  # smaller things of three or four axes are matrices
 Turn = Literal["none", "flip", "rotate"]
 
 
 class Hdf5Source(EpisodicSource):
     """Frames of robomimic or LIBERO demonstrations, `data/demo_<i>/{obs/<key>, actions, rewards, dones}`.
 
-    Cameras are the uint8 entries [T, h, w, 3] of `obs`. Item ids are "demo_3/000012", with the file's name in front
+    Cameras are the uint8 entries [T, h, w, 3] of `obs`. Entries that look like a camera of another form (channels
+    first, floats, grey) are an error unless `camera` chooses others; depth and segmentation, known by their names, are
+    no cameras. Item ids are "demo_3/000012", with the file's name in front
     when there are several files. The state is `robot0_eef_pos + robot0_eef_quat + robot0_gripper_qpos` (robomimic) or
     `ee_states + gripper_states` (LIBERO), unless `state_keys` names others. Labels: reward and done of the step, the
     scalar attributes of the demonstration, and "split" from `mask/<name>`.
@@ -47,7 +52,7 @@ class Hdf5Source(EpisodicSource):
     Raises:
         MissingExtraError: h5py is not installed (extra `data`).
         ItemNotFoundError: no such file.
-        ItemError: damaged, or no demonstrations with images in it.
+        ItemError: damaged, no demonstrations with images in it, or a camera that is not uint8 [T, h, w, 3].
         InputError: no such camera or state entry.
     """
 
@@ -65,17 +70,17 @@ class Hdf5Source(EpisodicSource):
             raise InputError(f"turn is {turn!r}; need none, flip or rotate.")
         _h5py()
         self.prompt, self.turn, self.on_error = prompt, turn, on_error
-        self.paths = _files(paths)
+        self.paths = _files(paths, report=self._skip)
         self._handles: Lru[Path, Any] = Lru(4, drop=lambda handle: handle.close())
         self._prompts: dict[Path, str | None] = {}
         self._splits: dict[Path, dict[str, str]] = {}
         self._places: list[tuple[Path, str]] = []  # file, name of the demonstration
         self.all_cameras: tuple[str, ...] = ()
+        self.cameras: tuple[str, ...] = ()
         self.state_keys: tuple[str, ...] = tuple(state_keys or ())
-        lengths = self._open_all()
+        lengths = self._open_all(camera)
         if not self._places:
             raise ItemError(f"no demonstration can be read: {self.skipped[0].reason}")
-        self.cameras = choose_cameras(camera, dict.fromkeys(self.all_cameras), name=str(self._places[0][0]))
         self.name = self.paths[0].stem if len(self.paths) == 1 else f"{len(self.paths)} files"
         short = short_names(self.paths)
         prefix = (lambda path: "") if len(self.paths) == 1 else (lambda path: f"{short[path]}/")
@@ -83,7 +88,7 @@ class Hdf5Source(EpisodicSource):
 
     # ---- opening ----
 
-    def _open_all(self) -> list[int]:
+    def _open_all(self, camera: str | Sequence[str] | None) -> list[int]:
         lengths: list[int] = []
         for path in self.paths:
             try:
@@ -93,7 +98,7 @@ class Hdf5Source(EpisodicSource):
                 continue
             for demo in names:
                 try:
-                    lengths.append(self._check_demo(path, demo))
+                    lengths.append(self._check_demo(path, demo, camera))
                 except ItemError as error:
                     self._skip(f"{path}, {demo}", error)
                     continue
@@ -137,34 +142,47 @@ class Hdf5Source(EpisodicSource):
                 self._splits[path].setdefault(name, split)
         return sorted(file["data"], key=natural_key)
 
-    def _check_demo(self, path: Path, demo: str) -> int:
+    def _check_demo(self, path: Path, demo: str, camera: str | Sequence[str] | None) -> int:
+        """Return the number of steps; the first demonstration that can be read says which cameras there are."""
         group, where = self._handle(path)["data"][demo], f"'{path}', {demo}"
         if "obs" not in group:
             raise ItemError(f"{where} has no observations (obs/...); need images to look at.")
-        shapes = {key: entry.shape for key, entry in group["obs"].items() if _is_camera(entry)}
-        if not shapes:
-            found = ", ".join(f"{k} {getattr(v, 'shape', '')}" for k, v in group["obs"].items())
-            raise ItemError(
-                f"{where} has no images in obs; need uint8 [T, height, width, 3], but there is {found or 'nothing'}. "
-                "With robomimic: make them with dataset_states_to_obs.py."
-            )
-        lengths = {key: shape[0] for key, shape in shapes.items()}
+        obs = group["obs"]
+        cameras = self.cameras or self._choose_cameras(obs, camera, where)
+        missing = (set(cameras) | set(self.state_keys)) - set(obs) if self.cameras else set()
+        if missing:
+            raise ItemError(f"{where} lacks obs {sorted(missing)}, which the first demonstration has.")
+        for one in cameras:
+            if not _is_camera(obs[one]):
+                raise ItemError(f"{where}: {_wrong_form(one, obs[one])}")
+        lengths = {one: obs[one].shape[0] for one in cameras}
         if "actions" in group:
             lengths["actions"] = group["actions"].shape[0]
         if len(set(lengths.values())) > 1 or 0 in lengths.values():
             raise ItemError(f"{where}: lengths differ or are 0: {lengths}.")
-        if not self.all_cameras:
-            self.all_cameras = tuple(shapes)
-            keys = set(group["obs"])
+        if not self.cameras:
+            keys = set(obs)
             if self.state_keys and not keys.issuperset(self.state_keys):
                 raise InputError(
                     f"{where} has no obs {sorted(set(self.state_keys) - keys)}; it has {sorted(keys)}."
                 )
             self.state_keys = self.state_keys or next((k for k in STATE_KEYS if keys.issuperset(k)), ())
-        missing = (set(self.all_cameras) | set(self.state_keys)) - set(group["obs"])
-        if missing:
-            raise ItemError(f"{where} lacks obs {sorted(missing)}, which the first demonstration has.")
+            self.all_cameras, self.cameras = tuple(k for k in obs if _is_camera(obs[k])), cameras
         return next(iter(lengths.values()))
+
+    def _choose_cameras(self, obs: Any, camera: str | Sequence[str] | None, where: str) -> tuple[str, ...]:
+        good = [key for key in obs if _is_camera(obs[key])]
+        wrong = [key for key in obs if _is_like_a_camera(key, obs[key])]
+        if not good and not wrong:
+            found = ", ".join(f"{k} {getattr(v, 'shape', '')}" for k, v in obs.items())
+            raise ItemError(
+                f"{where} has no images in obs; need uint8 [T, height, width, 3], but there is {found or 'nothing'}. "
+                "With robomimic: make them with dataset_states_to_obs.py."
+            )
+        if camera is None and wrong:
+            others = f" Or leave it out by choosing among the others: {', '.join(good)}." if good else ""
+            raise ItemError(f"{where}: {_wrong_form(wrong[0], obs[wrong[0]])}{others}")
+        return choose_cameras(camera, dict.fromkeys([*good, *wrong]), name=where)
 
     # ---- reading ----
 
@@ -230,10 +248,12 @@ def _h5py() -> Any:
     return h5py
 
 
-def _files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
+def _files(
+    paths: Path | str | Sequence[Path | str], *, report: Callable[[str, ItemError], object]
+) -> list[Path]:
     files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     if len(files) == 1 and files[0].is_dir():
-        found, _ = find_files(files[0], HDF5_SUFFIXES)
+        found, _ = find_files(files[0], HDF5_SUFFIXES, report=report)
         if not found:
             raise ItemError(f"the folder '{files[0]}' has no HDF5 file ({', '.join(HDF5_SUFFIXES)}).")
         return found
@@ -245,6 +265,29 @@ def _files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
 def _is_camera(entry: Any) -> bool:
     shape = getattr(entry, "shape", ())
     return len(shape) == 4 and shape[-1] == 3 and entry.dtype == np.uint8
+
+
+def _is_like_a_camera(name: str, entry: Any) -> bool:
+    """Return whether an entry seems to be a camera of a form that is not read: channels first, floats, grey, RGBA."""
+    shape: Any = getattr(entry, "shape", ())
+    if _is_camera(entry) or re.search("depth|seg|mask", name.lower()) or not hasattr(entry, "dtype"):
+        return False
+    if entry.dtype.kind not in "uif" or len(shape) not in (3, 4):
+        return False
+    if len(shape) == 3:  # [T, a, b] may also be poses or clouds of points; bytes are pictures
+        return entry.dtype == np.uint8 and min(shape[1:]) >= _MIN_SIDE_PX
+    sides = [shape[1:3]] * (shape[3] in (1, 3, 4)) + [shape[2:]] * (shape[1] in (1, 3, 4))
+    return any(min(side) >= _MIN_SIDE_PX for side in sides)
+
+
+def _wrong_form(name: str, entry: Any) -> str:
+    shape: tuple[int, ...] = getattr(entry, "shape", ())
+    is_first = len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] not in (1, 3, 4)
+    hint = ", which looks like channels first" if is_first else ""
+    return (
+        f"the camera '{name}' is {getattr(entry, 'dtype', 'a group')} {shape}{hint}; need uint8 "
+        "[T, height, width, 3] (RGB, 0..255). Convert it."
+    )
 
 
 def _json_attribute(attributes: Any, name: str, path: Path) -> dict[str, Any]:

@@ -75,7 +75,8 @@ class HfSource(ItemSource):
         self.cameras = choose_cameras(camera, dict.fromkeys(image_columns), name=self.name)
         if prompt_column is not None and prompt_column not in features:
             raise InputError(
-                f"'{self.name}' has no column '{prompt_column}'.{nearest_text(prompt_column, features)}"
+                f"'{self.name}' has no column '{prompt_column}'; its columns are {', '.join(features)}."
+                f"{nearest_text(prompt_column, features)}"
             )
         self.prompt, self.prompt_column = prompt, prompt_column
         for column in image_columns:  # bytes or path as stored: we decode, and name what is damaged

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, ItemError, ItemNotFoundError
 from ..files import content_hash
+from ._walk import find_files
 from .item import Item, ItemSource, OnError
 
 if TYPE_CHECKING:
@@ -44,11 +43,19 @@ def read_image(file: Path | str | IO[bytes], *, name: str | None = None) -> NDAr
     name = name or str(file)
     try:
         with Image.open(file) as image:
+            if image.format != "PNG":
+                return rgb_from_pil(image, name=name)
+            image.verify()  # pixels are not checked against their checksums on reading; this costs 1 % of it
+        with Image.open(file) as image:
             return rgb_from_pil(image, name=name)
     except FileNotFoundError as error:
         raise ItemNotFoundError(f"there is no image '{name}'; check the path.") from error
     except IsADirectoryError as error:
         raise ItemError(f"'{name}' is a folder; need an image file.") from error
+    except PermissionError as error:
+        raise ItemError(
+            f"'{name}' cannot be read: permission denied. Change its permissions, or leave it out."
+        ) from error
     except Image.UnidentifiedImageError as error:
         raise ItemError(
             f"'{name}' is not an image that can be read; remove it, or save it as PNG or JPEG."
@@ -90,28 +97,27 @@ def rgb_from_array(array: NDArray[Any], *, name: str) -> NDArray[np.uint8]:
     Raises:
         InputError: another type or shape (floats, channels first, a batch).
     """
+    check_rgb_array(array, name=name)
+    if array.ndim == 2 or array.shape[2] == 1:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    if array.shape[2] == 3:
+        return array
+    from PIL import Image
+
+    return rgb_from_pil(Image.fromarray(array), name=name)
+
+
+def check_rgb_array(array: NDArray[Any], *, name: str) -> None:
+    """Raise `InputError` for an array that `rgb_from_array` refuses, by its type and shape alone."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise InputError(
             f"{name}: got an array of shape {array.shape} and type {array.dtype}; need uint8 "
             "[height, width, 3] (RGB, 0..255)."
         )
-    if array.ndim == 2 or array.shape[2] == 1:
-        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
-    if array.shape[2] == 3:
-        return array
-    if array.shape[2] == 4:
-        from PIL import Image
-
-        return rgb_from_pil(Image.fromarray(array), name=name)
-    hint = (
-        " It looks like channels first: pass array.transpose(1, 2, 0)." if array.shape[0] in (1, 3, 4) else ""
-    )
-    raise InputError(f"{name}: got an array of shape {array.shape}; need [height, width, 3].{hint}")
-
-
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Return a sort key that puts 'img2' before 'img10'."""
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", text.lower()) if p]
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+        is_first = array.shape[0] in (1, 3, 4)
+        hint = " It looks like channels first: pass array.transpose(1, 2, 0)." if is_first else ""
+        raise InputError(f"{name}: got an array of shape {array.shape}; need [height, width, 3].{hint}")
 
 
 def file_facts(path: Path) -> list[Any]:
@@ -121,25 +127,6 @@ def file_facts(path: Path) -> list[Any]:
     except OSError as error:
         raise ItemNotFoundError(f"there is no file '{path}' any more ({error}).") from error
     return [path.name, stat.st_size, stat.st_mtime_ns]
-
-
-def find_files(folder: Path, suffixes: Sequence[str]) -> tuple[list[Path], Counter[str]]:
-    """Return the files below `folder` with those endings in natural order, and a count of all endings.
-
-    Hidden files and folders are passed over.
-    """
-    found: list[str] = []
-    endings: Counter[str] = Counter()
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if name.startswith("."):
-                continue
-            ending = os.path.splitext(name)[1].lower()
-            endings[ending or "(no ending)"] += 1
-            if ending in suffixes:
-                found.append(os.path.relpath(os.path.join(root, name), folder))
-    return [folder / name for name in sorted(found, key=lambda n: (natural_key(n), n))], endings
 
 
 class ImageList(ItemSource):
@@ -155,7 +142,7 @@ class ImageList(ItemSource):
         on_error: "skip" leaves out files that are missing and lists them in `skipped`.
 
     Raises:
-        ItemError: empty.
+        ItemError: empty, or a path that may not be looked at.
         ItemNotFoundError: a path does not exist.
         InputError: an entry of another type, or two items of one id.
     """
@@ -177,10 +164,10 @@ class ImageList(ItemSource):
             try:
                 self.images.append(_checked(image, place))
                 places.append(place)
-            except ItemNotFoundError as error:
+            except (ItemError, ItemNotFoundError) as error:
                 self._skip(str(image), error)
         if not self.images:
-            raise ItemError(f"none of the {len(images)} images is there: {self.skipped[0].reason}")
+            raise ItemError(f"none of the {len(images)} images is there: {self.skipped[-1].reason}")
         paths = [image for image in self.images if isinstance(image, Path)]
         id_from_path = short_names(paths)
         self.item_ids = [
@@ -228,18 +215,19 @@ class ImageList(ItemSource):
 class ImageFolder(ImageList):
     """All images in a folder and the folders below, in natural order of their names.
 
-    Other files are ignored; item ids are paths relative to the folder.
+    Links are followed. Other files, hidden ones, and runs of vlascope are passed over; item ids are paths relative to
+    the folder.
 
     Raises:
-        ItemNotFoundError: no such folder.
-        ItemError: no image in it.
+        ItemNotFoundError: no such folder, or a link that leads nowhere.
+        ItemError: no image in it, or a folder in it that cannot be read.
     """
 
     def __init__(self, folder: Path | str, *, prompt: str | None = None, on_error: OnError = "raise") -> None:
-        self.folder = Path(folder)
+        self.folder, self.on_error = Path(folder), on_error
         if not self.folder.is_dir():
             raise ItemNotFoundError(f"there is no folder '{folder}'; check the path.")
-        paths, endings = find_files(self.folder, IMAGE_SUFFIXES)
+        paths, endings = find_files(self.folder, IMAGE_SUFFIXES, report=self._skip)
         if not paths:
             found = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(5)) or "no file"
             raise ItemError(
@@ -247,19 +235,27 @@ class ImageFolder(ImageList):
                 f"Need at least one of {', '.join(IMAGE_SUFFIXES)}."
             )
         super().__init__(paths, prompt=prompt, name=self.folder.resolve().name, on_error=on_error)
-        self.item_ids = [path.relative_to(self.folder).as_posix() for path in paths]
+        kept = [path for path in self.images if isinstance(path, Path)]  # all of them are paths
+        self.item_ids = [path.relative_to(self.folder).as_posix() for path in kept]
 
 
 def _checked(image: Any, place: int) -> Path | NDArray[np.uint8] | PILImage | Item:
     if isinstance(image, str | Path):
         path = Path(image)
-        if not path.is_file():
+        try:
+            is_there = path.is_file()
+        except PermissionError as error:
+            raise ItemError(
+                f"'{image}' (place {place} of the list) cannot be read: permission denied. Change its "
+                "permissions, or leave it out."
+            ) from error
+        if not is_there:
             raise ItemNotFoundError(
                 f"there is no image '{image}' (place {place} of the list); check the path."
             )
         return path
     if isinstance(image, np.ndarray):
-        rgb_from_array(image[:1, :1], name=f"image {place}")  # the type now, the work when asked for
+        check_rgb_array(image, name=f"image {place}")
         return image
     if isinstance(image, Item):
         return image

@@ -85,6 +85,11 @@ class Item:
     intrinsics: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.images, np.ndarray) or not all(isinstance(i, np.ndarray) for i in self.images):
+            got = "an array" if isinstance(self.images, np.ndarray) else "something other than arrays"
+            raise InputError(
+                f"item '{self.item_id}': images is {got}; need a tuple of arrays, one per camera: images=(array,)."
+            )
         if not self.images and self.cameras == ("main",):
             object.__setattr__(self, "cameras", ())  # the default names a camera that a text-only item lacks
         if len(self.images) != len(self.cameras):

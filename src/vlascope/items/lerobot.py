@@ -122,6 +122,11 @@ class LeRobotSource(FrameSource):
         if not is_lerobot(self.root):
             raise ItemError(f"'{self.root}' is no LeRobot dataset: it has no meta/info.json.")
         info = _read_json(self.root / "meta" / "info.json")
+        if not isinstance(info, dict):
+            raise ItemError(
+                f"'{self.root}/meta/info.json' is a {type(info).__name__}; need an object with codebase_version, "
+                "fps, features and data_path. Fetch it again."
+            )
         missing = [k for k in ("codebase_version", "fps", "features", "data_path") if not info.get(k)]
         if missing:
             raise ItemError(

@@ -16,6 +16,7 @@ from ..files import content_hash, file_hash
 from .images import IMAGE_SUFFIXES, file_facts, read_image
 from .item import Item, ItemSource, OnError, Scalar
 
+_LENS_NUMBERS = ("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_x", "camera_angle_y")
 _LENS_LABELS = ("camera_model", "k1", "k2", "k3", "k4", "p1", "p2")
 
 
@@ -39,7 +40,7 @@ class NerfSource(ItemSource):
 
     Raises:
         ItemNotFoundError: no such file, or an image of it is missing.
-        ItemError: no NeRF dataset, or a pose that is no 4x4 matrix.
+        ItemError: no NeRF dataset, a pose that is no 4x4 matrix, or a focal length (fl_x, ...) that is no number.
     """
 
     def __init__(self, path: Path | str, *, prompt: str | None = None, on_error: OnError = "raise") -> None:
@@ -69,9 +70,10 @@ class NerfSource(ItemSource):
         split = file.stem.partition("_")[2] or None
         seen: set[str] = {entry[0] for entry in self._frames}
         for number, frame in enumerate(frames):
-            if "file_path" not in frame or "transform_matrix" not in frame:
+            if not isinstance(frame, dict) or "file_path" not in frame or "transform_matrix" not in frame:
                 raise ItemError(f"'{file}', frame {number}, lacks file_path or transform_matrix.")
             _pose(frame, f"'{file}', frame {number}")
+            _check_lens({**shared, **frame}, f"'{file}', frame {number}")
             try:
                 image = _image_path(file.parent, str(frame["file_path"]), f"'{file}', frame {number}")
             except ItemNotFoundError as error:
@@ -137,6 +139,15 @@ def _pose(frame: Mapping[str, Any], name: str) -> NDArray[np.float64]:
     return pose
 
 
+def _check_lens(camera: Mapping[str, Any], name: str) -> None:
+    for key in _LENS_NUMBERS:
+        value = camera.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ItemError(f"{name}: {key} is {value!r}; need a number, or leave it out.")
+
+
 def _image_path(folder: Path, name: str, where: str) -> Path:
     """Return the image of a frame; Blender's files leave its ending out."""
     path = folder / name
@@ -151,6 +162,7 @@ def _image_path(folder: Path, name: str, where: str) -> Path:
 
 def _intrinsics(camera: Mapping[str, Any], *, height: int, width: int) -> NDArray[np.float64] | None:
     """Return the pinhole matrix in pixels of the stored image, or None when the file does not say."""
+    camera = {key: value for key, value in camera.items() if value is not None}
     angle_x, angle_y = camera.get("camera_angle_x"), camera.get("camera_angle_y")
     fl_x = camera.get("fl_x")
     scale_x = width / camera["w"] if camera.get("w") else 1.0

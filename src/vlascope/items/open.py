@@ -14,18 +14,19 @@ import numpy as np
 from ..errors import InputError, ItemError, ItemNotFoundError, nearest_text
 from ._demo import open_demo
 from ._video import VIDEO_SUFFIXES
+from ._walk import find_files, natural_key
 from .coco import CocoSource
 from .curate import with_reviews
 from .factorial import FactorialSource
 from .frames import MappedSource, select_frames
 from .hdf5 import HDF5_SUFFIXES, Hdf5Source
 from .hf_datasets import HfSource, is_hf_dataset
-from .images import IMAGE_SUFFIXES, ImageFolder, ImageList, find_files, natural_key
-from .item import Item, ItemSource, OnError
+from .images import IMAGE_SUFFIXES, ImageFolder, ImageList
+from .item import Item, ItemSource, OnError, Skipped
 from .lerobot import LeRobotSource
 from .memory import simulate
 from .nerf import NerfSource
-from .recognise import OPTIONS, Spec, kind_of_file, kind_of_folder, parse_spec
+from .recognise import OPTIONS, Spec, kind_of_file, parse_spec, spec_of_folder
 from .reviews import reviews_beside
 from .rlds import RldsSource
 from .video import VideoSource
@@ -74,7 +75,7 @@ def open_items(
         prompt: Instruction or question given to every item instead of its own.
         limit: Number of items at most.
         stride: Take every n-th frame of each episode or video (for images: every n-th image).
-        fps: Frames per second wanted from a video or dataset.
+        fps: Frames per second wanted from a video or dataset, at most those that it has.
         camera: Name of the camera, or cameras, of a LeRobot, RLDS, HDF5 or Hugging Face dataset; all by default.
         on_error: "skip" leaves out what is missing or damaged when opening, passes over it when iterating, and
             lists it in `source.skipped`; "raise" stops there.
@@ -91,7 +92,13 @@ def open_items(
     """
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error is {on_error!r}; need 'raise' or 'skip'.")
-    source = _open(spec, _Wishes(prompt=prompt, camera=camera, on_error=on_error))
+    try:
+        source = _open(spec, _Wishes(prompt=prompt, camera=camera, on_error=on_error))
+    except PermissionError as error:
+        raise ItemError(
+            f"'{error.filename or spec}' cannot be read: permission denied. Change its permissions, or name other "
+            "data."
+        ) from error
     if on_error == "skip":
         source.on_error = on_error
     if labels is not None or where is not None:
@@ -110,6 +117,10 @@ def _set_prompt(item: Item, *, prompt: str) -> Item:
 
 
 def _open(spec: Any, wishes: _Wishes) -> ItemSource:
+    if isinstance(spec, str) and not spec.strip():
+        raise InputError(
+            "got an empty name of the data; need a file, a folder ('.' is this one) or 'demo:pick'."
+        )
     if isinstance(spec, str) and (spec == "demo" or spec.startswith("demo:")):
         return open_demo(spec, prompt=wishes.prompt, camera=wishes.camera)
     if isinstance(spec, str | Path):
@@ -154,7 +165,7 @@ def _open_list(spec: Sequence[Any], wishes: _Wishes) -> ItemSource:
 def _spec_of_path(spec: str | Path) -> Spec:
     path = Path(spec).expanduser()
     if path.is_dir():
-        return Spec(kind_of_folder(path), str(path))
+        return spec_of_folder(path)
     if path.is_file():
         kind = kind_of_file(path)
         if kind is None:
@@ -232,10 +243,15 @@ def _open_images(path: Path, *, prompt: str | None, on_error: OnError) -> ItemSo
 
 def _open_videos(path: Path, *, prompt: str | None, on_error: OnError) -> ItemSource:
     if path.is_dir():
-        videos, _ = find_files(path, VIDEO_SUFFIXES)
+        unread: list[tuple[str, ItemError]] = []
+        videos, _ = find_files(path, VIDEO_SUFFIXES, report=lambda name, error: unread.append((name, error)))
+        if unread and on_error == "raise":
+            raise unread[0][1]
         if not videos:
             raise ItemError(f"the folder '{path}' has no video ({', '.join(VIDEO_SUFFIXES)}).")
-        return VideoSource(videos, prompt=prompt, on_error=on_error)
+        source = VideoSource(videos, prompt=prompt, on_error=on_error)
+        source.skipped.extend(Skipped(name, str(error)) for name, error in unread)
+        return source
     if path.is_file():
         return VideoSource(path, prompt=prompt, on_error=on_error)
     _, videos, _ = _expand(path)

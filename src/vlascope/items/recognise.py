@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from ..errors import InputError, ItemError, nearest_text
 from ._video import VIDEO_SUFFIXES
+from ._walk import find_files, subfolders
 from .coco import find_annotations
 from .factorial import is_factorial
 from .hdf5 import HDF5_SUFFIXES
 from .hf_datasets import is_saved_dataset
-from .images import IMAGE_SUFFIXES, find_files
+from .images import IMAGE_SUFFIXES
 from .lerobot import is_lerobot
 from .nerf import find_transforms
 from .rlds import is_rlds
@@ -45,6 +48,9 @@ TITLES = {
     "factorial": "a factorial set of the simulator",
     "hf": "a saved Hugging Face dataset",
 }
+
+
+_MAX_NAMED = 12  # readings that an error lists
 
 
 @dataclass(frozen=True)
@@ -81,45 +87,66 @@ def parse_spec(text: str) -> Spec | None:
     return Spec(kind, path, dict(pairs))
 
 
-def kinds_of_folder(path: Path) -> list[str]:
-    """Return the kinds of dataset that a folder can be read as, by its own marks; loose files count only if none."""
-    found = []
-    if is_lerobot(path):
-        found.append("lerobot")
-    if is_rlds(path):
-        found.append("rlds")
-    if any(p.suffix.lower() in HDF5_SUFFIXES for p in path.glob("*")):
-        found.append("hdf5")
-    if find_transforms(path):
-        found.append("nerf")
-    if find_annotations(path):
-        found.append("coco")
-    if is_voc(path):
-        found.append("voc")
-    if is_factorial(path):
-        found.append("factorial")
-    if is_saved_dataset(path):
-        found.append("hf")
-    if found:
-        return found
-    images, _ = find_files(path, IMAGE_SUFFIXES)
-    videos, _ = find_files(path, VIDEO_SUFFIXES)
-    return [kind for kind, files in (("images", images), ("video", videos)) if files]
+_MARKS = {"meta", "annotations", "JPEGImages"}  # folders by which datasets are known, beside the files below
+_MARK_SUFFIXES = (".json", *HDF5_SUFFIXES)
 
 
-def kind_of_folder(path: Path) -> str:
-    """Return the one kind of dataset that a folder holds ("images" when it holds nothing: its reader says so).
+def marked_kinds(path: Path) -> list[str]:
+    """Return the kinds of dataset that a folder can be read as, by marks of its own."""
+    tests = (
+        ("lerobot", is_lerobot),
+        ("rlds", is_rlds),
+        ("hdf5", lambda folder: any(p.suffix.lower() in HDF5_SUFFIXES for p in folder.glob("*"))),
+        ("nerf", find_transforms),
+        ("coco", find_annotations),
+        ("voc", is_voc),
+        ("factorial", is_factorial),
+        ("hf", is_saved_dataset),
+    )
+    return [kind for kind, test in tests if test(path)]
+
+
+def _may_have_marks(path: Path) -> bool:
+    """Return whether it is worth while to look closely: one look at the names, for there may be many folders."""
+    try:
+        names = os.listdir(path)
+    except OSError:  # whoever reads the files says so
+        return False
+    return any(
+        name in _MARKS or name[:1].isdigit() or ".tfrecord" in name or name.lower().endswith(_MARK_SUFFIXES)
+        for name in names
+    )
+
+
+def _loose_kinds(path: Path, *, apart_from: Sequence[Path] = ()) -> list[str]:
+    """Return "images" and "video" where there are such files in a folder or below, but for some folders."""
+    # A folder below that cannot be listed is left to the reader, which knows what to do about it.
+    files, _ = find_files(path, (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES), report=lambda name, error: None)
+    endings = {file.suffix.lower() for file in files if not any(file.is_relative_to(p) for p in apart_from)}
+    return [k for k, some in (("images", IMAGE_SUFFIXES), ("video", VIDEO_SUFFIXES)) if endings & set(some)]
+
+
+def spec_of_folder(path: Path) -> Spec:
+    """Return the one dataset that a folder holds ("images" when it holds nothing: its reader says so).
+
+    By its own marks; else the dataset in the folder below, when there is nothing else; else loose images or videos.
 
     Raises:
         ItemError: it can be read in several ways; the message names them.
     """
-    kinds = kinds_of_folder(path)
-    if len(kinds) > 1:
-        readings = " or ".join(f"{TITLES[kind]} ('{kind}:{path}')" for kind in kinds)
+    found = [(kind, path) for kind in marked_kinds(path)]
+    if not found:
+        below = [(kind, p) for p in subfolders(path) if _may_have_marks(p) for kind in marked_kinds(p)]
+        loose = _loose_kinds(path, apart_from=[p for _, p in below])
+        found = [*below, *((kind, path) for kind in loose)]
+    if len(found) > 1:
+        shown = [f"{TITLES[kind]} ('{kind}:{place}')" for kind, place in found[:_MAX_NAMED]]
+        more = f" or {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         raise ItemError(
-            f"the folder '{path}' can be read as {readings}; write the one you mean, with its prefix."
+            f"the folder '{path}' can be read as {' or '.join(shown)}{more}; write the one you mean, with its prefix."
         )
-    return kinds[0] if kinds else "images"
+    kind, place = found[0] if found else ("images", path)
+    return Spec(kind, str(place))
 
 
 def kind_of_file(path: Path) -> str | None:

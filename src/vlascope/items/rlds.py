@@ -49,8 +49,9 @@ def find_record_folders(folder: Path) -> list[Path]:
 
 
 def is_rlds(folder: Path) -> bool:
-    """Return whether `folder` is a TFDS dataset, or one of its versions, in TFRecord files."""
-    return bool(find_record_folders(folder))
+    """Return whether `folder` is a TFDS dataset, or one of its versions such as 1.0.0, in TFRecord files."""
+    versions = (path for path in folder.glob("*.*") if re.fullmatch(r"\d+\.\d+(\.\d+)?", path.name))
+    return any(any(path.glob("*.tfrecord*")) for path in (folder, *versions))
 
 
 class RldsSource(EpisodicSource):

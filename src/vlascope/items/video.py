@@ -29,7 +29,7 @@ class VideoSource(FrameSource):
 
     Raises:
         ItemNotFoundError: no such file.
-        ItemError: not a video, or no frame in it.
+        ItemError: not a video, no frame in it, or its end is missing.
     """
 
     def __init__(

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, ItemError, ItemNotFoundError
 from ..files import content_hash
-from .images import IMAGE_SUFFIXES, file_facts, find_files, read_image
+from ._walk import find_files
+from .images import IMAGE_SUFFIXES, file_facts, read_image
 from .item import Box, Item, ItemSource, OnError, Scalar
 
 _NAMES = (
@@ -69,7 +70,7 @@ class VocSource(ItemSource):
             raise ItemError(
                 f"'{root}' is no VOC folder: need JPEGImages and Annotations or SegmentationClass."
             )
-        paths, _ = find_files(self.root / "JPEGImages", IMAGE_SUFFIXES)
+        paths, _ = find_files(self.root / "JPEGImages", IMAGE_SUFFIXES, report=self._skip)
         by_stem = {path.stem: path for path in paths}
         self._images: list[tuple[str, Path]] = []
         for stem in list(by_stem) if image_set is None else self._listed(image_set):
