@@ -52,7 +52,7 @@ def test_begins_with_what_was_run_then_the_failure(page):
     assert "failure: wrong object" in text
     assert "The instruction names the red fragile object" in text
     assert "the blue rigid object in steps 5–7" in text
-    assert "k-means on raw pixels" in text and "95 % interval" in text
+    assert "k-means on raw pixels" in text and "no interval: 2 independent episodes, need 5" in text
     assert "far from every landmark" in text  # the health note of the cut
     assert "vlascope cut" in text and "--seed 0" in text
 

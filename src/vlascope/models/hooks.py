@@ -85,7 +85,7 @@ class Hooks:
     @property
     def edited(self) -> tuple[str, ...]:
         """Sites that carry an edit, in the order of their modules' hooks."""
-        return tuple(site.name for point in self._points.values() for site, _ in point.edits)
+        return tuple(edit.site.name for point in self._points.values() for edit in point.edits)
 
     @contextlib.contextmanager
     def editing(self, site: Site, fn: Edit, *, tokens: Tokens = None) -> Iterator[Edited]:
