@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import InputError, SiteNotFoundError
 from ..files import content_hash
 from ..items.item import vector_names
+from ..items.outcome import succeeded
 from ..views.choose import episodes_of, outcome_text
 from ..views.describe import footer, health_value, model_name, picture_params, plain, sampled_share
 from ..views.measured import episode_measures, saved_findings
@@ -107,7 +108,6 @@ class RunBook:
         rows = []
         for row in self.run.items:
             said = answer_text(self.run, row.index)
-            known = row.labels.get("success") is not None
             tells = row.episode is None or row.episode not in seen
             if row.episode is not None:
                 seen.add(row.episode)
@@ -122,8 +122,8 @@ class RunBook:
                     "cameras": list(row.cameras),
                     "sizes": [[int(h), int(w)] for h, w in row.image_sizes],
                     "answer": said,
-                    "outcome": outcome_text(row.labels) if known else None,
-                    "success": bool(row.labels["success"]) if known else None,
+                    "outcome": outcome_text(row.labels) or None,
+                    "success": succeeded(row.labels),
                     **({"labels": label_texts(row.labels)} if tells else {}),
                 }
             )
@@ -342,7 +342,7 @@ class Place:
 
 def label_texts(labels: Mapping[str, Any]) -> list[str]:
     """Return labels in words, such as "class: cat"; without those that say how an episode ended."""
-    said = ("success", "outcome", "failure") if labels.get("success") is not None else ()
+    said = ("success", "outcome", "failure") if succeeded(labels) is not None else ()
     out = []
     for name, value in labels.items():
         if name in said or value is None or value == "":

@@ -29,6 +29,7 @@ class Args(Common):
 def run(args: Args) -> int:
     """Capture, cut, draw and report, saying what is done."""
     from .. import api
+    from ..items.outcome import succeeded
     from .cut import draw
 
     started = time.monotonic()
@@ -41,7 +42,7 @@ def run(args: Args) -> int:
         f"1/4  {MODEL}: {model.n_parameters / 1e6:.1f} M parameters; {len(items)} frames, {len(episodes)} episodes:",
     )
     for item in episodes.values():
-        say(args, f'     "{item.prompt}": {"success" if item.labels.get("success") else "failure"}')
+        say(args, f'     "{item.prompt}": {"success" if succeeded(item.labels) else "failure"}')
     say(args, f"2/4  reading the tokens of {', '.join(SITES)} into {out}")
     captured = api.capture(
         model,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import ItemNotFoundError, nearest_text
 from .lerobot import EpisodeInfo, LeRobotSource, is_lerobot
+from .outcome import succeeded
 
 DEMO_DIR = Path(__file__).parent / "demo"
 
@@ -55,7 +56,7 @@ def open_demo(
 def _kinds(episode: EpisodeInfo) -> list[str]:
     kinds: list[str] = []
     if "success" in episode.labels:
-        kinds.append("success" if episode.labels["success"] else "failure")
+        kinds.append("success" if succeeded(episode.labels) else "failure")
     words = (episode.task or "").split()
     first = {"put": "place"}.get(words[0], words[0]) if words else None
     task = episode.labels.get("task") or first

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..items.outcome import LOST, WON, succeeded
 from ..models.layout import KINDS
 from ..progress import watched
 from .changes import MIN_FRAMES, PENALTY, Kind, change_points
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ..spectral.cut import CutResult
 
 EVENT = "event."
-WON = frozenset(("true", "yes", "success", "succeeded", "1", "1.0"))
-LOST = frozenset(("false", "no", "failure", "failed", "fail", "0", "0.0"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,19 +91,15 @@ def frames_of(run: Run) -> dict[int, list[ItemRow]]:
 
 
 def outcome_of(told: Scalar, *, label: str, episode: int) -> bool | None:
-    """Return whether an episode succeeded by what its label says; None where it says nothing.
-
-    Tables often hold text, and any text, "false" too, counts as true in Python: so only words with one meaning are
-    taken (true, yes, success, 1 and their opposites, in any case).
+    """Return whether an episode succeeded by what its label says (see `succeeded`); None where it says nothing.
 
     Raises:
         InputError: the label says something else.
     """
-    said = "" if told is None else str(told).strip().lower()
-    if not said or said == "nan":
+    if told is None or str(told).strip().lower() in ("", "nan"):
         return None
-    if said in WON or said in LOST:
-        return said in WON
+    if (won := succeeded({label: told}, label=label)) is not None:
+        return won
     raise InputError(
         f"episode {episode} has '{told}' in its label '{label}'; an outcome is one of {', '.join(sorted(WON))} "
         f"or one of {', '.join(sorted(LOST))}. Write one of these, or name another label."

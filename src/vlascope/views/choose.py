@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
+from ..items.outcome import succeeded
 
 if TYPE_CHECKING:
     from ..items.item import Scalar
@@ -103,8 +104,8 @@ def item_note(run: Run, item: int, *, with_prompt: bool = True) -> str:
     """
     row = run.items[item]
     notes = [f"{row.time_secs:.1f} s"] if row.time_secs is not None and row.episode is not None else []
-    if row.labels.get("success") is not None:
-        notes.append(outcome_text(row.labels))
+    if ended := outcome_text(row.labels):
+        notes.append(ended)
     if row.episode is None:
         notes += label_texts(row.labels)
     if row.prompt and with_prompt:
@@ -138,8 +139,11 @@ def label_texts(labels: Mapping[str, Scalar], *, n: int = MAX_LABELS) -> list[st
 
 
 def outcome_text(labels: Mapping[str, Scalar]) -> str:
-    """Return how an episode with these labels ended, in words."""
-    if labels.get("success"):
+    """Return how an episode with these labels ended, in words; "" where they do not say."""
+    won = succeeded(labels)
+    if won is None:
+        return ""
+    if won:
         return "success"
     reason = labels.get("outcome") or labels.get("failure")
     return f"failure: {str(reason).replace('_', ' ')}" if reason else "failure"

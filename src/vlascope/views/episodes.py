@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..items.outcome import succeeded
 from .chart import Chart, episode_chart
 from .choose import camera_note, episodes_of, item_title, outcome_text
 from .describe import count
@@ -105,20 +106,19 @@ class EpisodeTeller:
             inside = [i for i in items if i in held]
             if inside:
                 tracks.append(episode_track(self.run, episode=number, items=inside))
-        return sorted(tracks, key=lambda t: (t.labels.get("success") is not False, t.episode))
+        return sorted(tracks, key=lambda t: (succeeded(t.labels) is not False, t.episode))
 
     def views(self, tracks: Sequence[EpisodeTrack], *, n_videos: int) -> list[EpisodeView]:
         """Return the first `n_videos` episodes with their videos."""
         shown: list[EpisodeView] = []
         for track in tracks[: max(0, n_videos)]:
             clip = video(self.cut, episode=track.episode, site=self.site)
-            known = track.labels.get("success") is not None
             shown.append(
                 EpisodeView(
                     number=track.episode,
                     title=f"“{track.prompt}”" if track.prompt else f"Episode {track.episode}",
-                    outcome=outcome_text(track.labels) if known else "",
-                    failed=track.labels.get("success") is False,
+                    outcome=outcome_text(track.labels),
+                    failed=succeeded(track.labels) is False,
                     facts=tuple(self._episode_facts(track)),
                     video=clip.data_uri(),
                     poster=clip.poster_uri(),
@@ -189,7 +189,7 @@ class EpisodeTeller:
 
     def story(self, tracks: Sequence[EpisodeTrack], episodes: Sequence[EpisodeView]) -> StoryView | None:
         """Return the story of the first failure; None where nothing failed or no episode says how it ended."""
-        if not tracks or tracks[0].labels.get("success") is not False:
+        if not tracks or succeeded(tracks[0].labels) is not False:
             return None
         track = tracks[0]
         view = next((e for e in episodes if e.number == track.episode), None)

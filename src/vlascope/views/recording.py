@@ -196,8 +196,8 @@ class _Writer:
         return "\n".join(lines)
 
     def _episode_text(self, track: EpisodeTrack) -> str:
-        known = track.labels.get("success") is not None
-        outcome = f" — {outcome_text(track.labels)}" if known else ""
+        ended = outcome_text(track.labels)
+        outcome = f" — {ended}" if ended else ""
         name = f"episode {track.episode}" if self.run.items[track.items[0]].episode is not None else "images"
         return f"{name}: “{track.prompt}”{outcome}" if track.prompt else f"{name}{outcome}"
 

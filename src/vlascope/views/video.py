@@ -256,8 +256,7 @@ class _Band:
 
     def _title(self, width: int) -> list[str]:
         """Return the instruction and how it ended, in lines; a long instruction is cut off after the third."""
-        labels = self.track.labels
-        ended = outcome_text(labels) if labels.get("success") is not None else ""
+        ended = outcome_text(self.track.labels)
         name = f"“{self.track.prompt}”" if self.track.prompt else f"Episode {self.track.episode}"
         lines = wrap(f"{name} — {ended}" if ended else name, face=self.title_face, width=width)
         if len(lines) <= MAX_TITLE_LINES:
