@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, ItemError, ItemNotFoundError
-from ._font import dejavu_sans
 from .curate import Unit
+from .fonts import font
 from .item import ItemSource
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def contact_sheet(
     block_w, block_h = shown * cell, cell + 2 * _LINE_PX
     n_rows = -(-len(units) // per_row)
     sheet = Image.new("RGB", (per_row * block_w + _GAP_PX, n_rows * block_h + _GAP_PX), "white")
-    draw, font = ImageDraw.Draw(sheet), dejavu_sans(11)
+    draw, font = ImageDraw.Draw(sheet), font(11)
     for place, (unit, caption) in enumerate(zip(units, captions, strict=True)):
         left = _GAP_PX + place % per_row * block_w
         top = _GAP_PX + place // per_row * block_h

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .style import BODY, LIGHT, SMALL, SPACE, TINY, TITLE, Theme, draw_lines, font, line_height, wrap
+from ..items.fonts import font
+from .style import BODY, LIGHT, SMALL, SPACE, TINY, TITLE, Theme, draw_lines, line_height, wrap
 
 if TYPE_CHECKING:
     from PIL import Image

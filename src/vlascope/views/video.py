@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..items.fonts import font
 from ..progress import watched
 from .choose import camera_note, episodes_of, outcome_text
 from .describe import footer, picture_params
@@ -21,7 +22,7 @@ from .html import jpeg_bytes
 from .panels import color_panel, coverage, input_panel, overlay_panel
 from .picture import Video, params_json
 from .robot import EpisodeTrack, action_pieces, answer_text, episode_track
-from .style import DARK, SPACE, Theme, draw_lines, font, line_height, wrap
+from .style import DARK, SPACE, Theme, draw_lines, line_height, wrap
 from .tokens import TokenIndex, Upsample, of_camera
 
 if TYPE_CHECKING:
