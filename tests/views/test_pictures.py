@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from vlascope.errors import InputError, SiteNotFoundError
+from vlascope.items.fonts import font
 from vlascope.views import grid, strip
 from vlascope.views.choose import camera_note, item_note, label_texts, row_notes
 from vlascope.views.panels import input_panel
-from vlascope.views.style import font, ink_on, wrap
+from vlascope.views.style import ink_on, wrap
 from vlascope.views.tokens import TokenIndex
 
 

@@ -71,7 +71,7 @@ def contact_sheet(
     block_w, block_h = shown * cell, cell + 2 * _LINE_PX
     n_rows = -(-len(units) // per_row)
     sheet = Image.new("RGB", (per_row * block_w + _GAP_PX, n_rows * block_h + _GAP_PX), "white")
-    draw, font = ImageDraw.Draw(sheet), font(11)
+    draw, face = ImageDraw.Draw(sheet), font(11)
     for place, (unit, caption) in enumerate(zip(units, captions, strict=True)):
         left = _GAP_PX + place % per_row * block_w
         top = _GAP_PX + place // per_row * block_h
@@ -84,8 +84,8 @@ def contact_sheet(
             prompt = prompt or prompt_here
             sheet.paste(thumb, (left + column * cell, top + 2 * _LINE_PX))
         full = f"{caption} | {prompt}" if prompt else caption
-        for line, text in enumerate(_fold(full, font, room)):
-            draw.text((left, top + line * _LINE_PX), text, fill=colour, font=font)
+        for line, text in enumerate(_fold(full, face, room)):
+            draw.text((left, top + line * _LINE_PX), text, fill=colour, font=face)
     return np.asarray(sheet)
 
 
