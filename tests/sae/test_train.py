@@ -34,6 +34,7 @@ from vlascope.sae import (
     train_sae,
 )
 from vlascope.sae.stream import token_rows
+from vlascope.sae.tensors import write_tensors
 
 SHAPE = {"n_latents": 28, "k": 3, "levels": (5, 11)}
 SHORT = TrainConfig(batch=50, epochs=2, eval_every=5, save_every=4)
@@ -382,6 +383,36 @@ def test_damaged_or_foreign_checkpoints_are_refused(run, tmp_path):
     (out / "cfg.json").unlink()
     with pytest.raises(RunNotFoundError, match="vlascope sae train"):
         load_sae(out)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, name, bad):
+    out = saved(tmp_path)
+    weights = load_file(out / "sae_weights.safetensors")
+    weights[name].view(-1)[3] = bad
+    write_tensors(out / "sae_weights.safetensors", weights)
+    with pytest.raises(InputError, match=f"'{name}' holds NaN or infinite values"):
+        load_sae(out)
+
+
+def test_an_error_that_is_no_number_is_no_proof(tmp_path):
+    out = saved(tmp_path)
+    cfg = json.loads((out / "cfg.json").read_text())
+    cfg["metadata"]["vlascope"]["expected"]["fvu"][0] = float("nan")
+    (out / "cfg.json").write_text(json.dumps(cfg))
+    with pytest.raises(InputError, match="changed or damaged"):
+        load_sae(out)
+
+
+def saved(tmp_path: Path) -> Path:
+    """A small dictionary of ours on disk, untrained."""
+    _, tokens = planted(40, 23, 3)
+    sae = SAETrainer(
+        SAEConfig(d_in=23, n_latents=50, k=4, levels=(9,)), TrainConfig(), n_steps=1, sample_td=tokens(99)
+    ).sae
+    origin = {"model": "m", "model_fingerprint": "f", "site": "vision.3"}
+    return save_sae(sae, tmp_path / "s", origin=origin, proof_td=tokens(64).numpy())
 
 
 def test_bad_input_is_named(run, tmp_path):

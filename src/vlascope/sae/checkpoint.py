@@ -206,6 +206,11 @@ def _fill(sae: MatryoshkaSAE, tensors: Mapping[str, torch.Tensor], path: Path) -
                 raise InputError(
                     f"the dictionary in '{path}': '{theirs}' is {got}; need {tuple(target.shape)}. Train it again."
                 )
+            if not torch.isfinite(value).all():
+                raise InputError(
+                    f"the dictionary in '{path}': '{theirs}' holds NaN or infinite values. Its weights were changed or "
+                    "damaged; train it again."
+                )
             target.copy_(value)
 
 
@@ -238,7 +243,8 @@ def _prove(sae: MatryoshkaSAE, path: Path, expected: Mapping[str, Any]) -> Evalu
         ) from error
     found = evaluate(sae, [tokens])
     for level, was in zip(found.levels, expected["fvu"], strict=True):
-        if abs(level.fvu - was) > FVU_TOLERANCE * max(1.0, was):
+        # Not "greater": every comparison with NaN is false.
+        if not abs(level.fvu - was) <= FVU_TOLERANCE * max(1.0, was):
             raise InputError(
                 f"the dictionary in '{path}' leaves {level.fvu:.4f} of its own tokens' variance unexplained at level "
                 f"{level.level}; when it was saved it was {was:.4f}. Its weights were changed or damaged; train it "
