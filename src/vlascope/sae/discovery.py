@@ -70,7 +70,8 @@ class Discovery:
         n_target: Latents with an effect of the target, before the others are discarded.
         discarded: Latents with an effect of the target and of another factor (or an interaction), by reason.
         n_tested: Latents tested.
-        n_units, over: Independent units.
+        n_units, over: Independent units, with those of the held-out cell.
+        n_held_out: Units of the held-out cell; the search does not see them.
         held_out_cell: The cell that was left out for validation.
         detectable: Smallest standardised difference that would be found with power 0.8.
         controls: The same search elsewhere: "shuffled labels" (mean number found), "random dictionary", "PCA" (number
@@ -84,6 +85,7 @@ class Discovery:
     discarded: dict[str, int]
     n_tested: int
     n_units: int
+    n_held_out: int
     over: str
     held_out_cell: str
     detectable: float
@@ -92,7 +94,7 @@ class Discovery:
     def verdict(self) -> str:
         """Return the outcome in one sentence."""
         good = sum(one.validated for one in self.found)
-        tested = f"{self.n_tested} latents over {self.n_units} {self.over}s"
+        tested = f"{self.n_tested} latents over {self.n_units - self.n_held_out} {self.over}s"
         if not self.found:
             return (
                 f"no latent stands for {self.target} alone ({tested}; a standardised difference of "
@@ -101,7 +103,7 @@ class Discovery:
             )
         return (
             f"{len(self.found)} of {tested} stand for {self.target} and not for {' or '.join(self.others)}; {good} of "
-            f"them tell it in the held-out cell ({self.held_out_cell})"
+            f"them tell it in the held-out cell ({self.held_out_cell}: {self.n_held_out} {self.over}s)"
         )
 
     def table(self) -> list[tuple[str, ...]]:
@@ -221,8 +223,9 @@ def discover_arrays(
     cell = _cell(design, held_out)
     inside = (design.codes == cell).all(1)
     seen = design.take(~inside)
+    # The held-out cell takes no part in the choice either: chosen on it, noise would be right in it as well.
     tested, picked, n_target, discarded, target = _search(
-        latents_nf, design, n_permutations=n_permutations, seed=seed
+        np.asarray(latents_nf)[~inside], seen, n_permutations=n_permutations, seed=seed
     )
     rng = np.random.default_rng([seed, 2])
     found = []
@@ -244,7 +247,7 @@ def discover_arrays(
             )
         )
     controls = _controls(
-        latents_nf, design, inside, cell, raw_nd, random_nf, n_permutations, n_shuffles, seed
+        np.asarray(latents_nf), design, inside, cell, raw_nd, random_nf, n_permutations, n_shuffles, seed
     )
     return Discovery(
         target=design.names[0],
@@ -254,12 +257,13 @@ def discover_arrays(
         discarded=discarded,
         n_tested=len(tested),
         n_units=design.n,
+        n_held_out=int(inside.sum()),
         over=over,
         held_out_cell=", ".join(
             f"{name}={level[int(i)]}"
             for name, level, i in zip(design.names, design.levels, cell, strict=True)
         ),
-        detectable=detectable_effect(design, n_tests=max(1, len(tested))),
+        detectable=detectable_effect(seen, n_tests=max(1, len(tested))),
         controls=controls,
     )
 
@@ -354,34 +358,35 @@ def _controls(
     seed: int,
 ) -> dict[str, float]:
     rng = np.random.default_rng([seed, 3])
+    fit = ~inside
+    seen = design.take(fit)
     n_found = []
     for number in range(n_shuffles):
-        codes = design.codes[:, 0].copy()
-        strata = design.strata(without=0)
+        codes = seen.codes[:, 0].copy()
+        strata = seen.strata(without=0)
         for s in range(strata.max() + 1):
             group = np.flatnonzero(strata == s)
             codes[group] = codes[rng.permutation(group)]
-        shuffled = design.with_codes(0, codes)
-        n_found.append(len(_search(latents, shuffled, n_permutations=99, seed=seed + number)[1]))
+        shuffled = seen.with_codes(0, codes)
+        n_found.append(len(_search(latents[fit], shuffled, n_permutations=99, seed=seed + number)[1]))
     out = {"shuffled labels, mean number found": float(np.mean(n_found))} if n_found else {}
     if random is not None:
         out["random dictionary, number found"] = float(
-            len(_search(random, design, n_permutations=n_permutations, seed=seed)[1])
+            len(_search(random[fit], seen, n_permutations=n_permutations, seed=seed)[1])
         )
     if raw is not None:
         x = np.asarray(raw, np.float64)
-        x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)
-        u, s, _ = np.linalg.svd(x, full_matrices=False)
+        x = (x - x[fit].mean(0)) / np.maximum(x[fit].std(0), 1e-12)
+        u, s, _ = np.linalg.svd(x[fit], full_matrices=False)
         n_parts = max(1, min(len(s) - 1, 50))
         out["PCA, number found"] = float(
-            len(_search(u[:, :n_parts] * s[:n_parts], design, n_permutations=n_permutations, seed=seed)[1])
+            len(_search(u[:, :n_parts] * s[:n_parts], seen, n_permutations=n_permutations, seed=seed)[1])
         )
-        y = np.where(design.codes[:, 0] == cell[0], 1.0, -1.0)
-        fit = ~inside
+        y = np.where(seen.codes[:, 0] == cell[0], 1.0, -1.0)
         # Kernel form of ridge: units are fewer than channels.
         gram = x[fit] @ x[fit].T
-        dual = np.linalg.solve(gram + np.trace(gram) / fit.sum() * np.eye(fit.sum()), y[fit] - y[fit].mean())
-        guess = x[inside] @ (x[fit].T @ dual) + y[fit].mean()
+        dual = np.linalg.solve(gram + np.trace(gram) / fit.sum() * np.eye(fit.sum()), y - y.mean())
+        guess = x[inside] @ (x[fit].T @ dual) + y.mean()
         out["dense probe, held-out share right"] = float((guess > 0).mean())
     return out
 

@@ -155,6 +155,8 @@ def interaction_effect(
 ) -> Effects:
     """Test whether the target's effect depends on the other factors: residuals of the additive model are shuffled.
 
+    Where the cells leave nothing to compare (two by two without one of them), no feature has an interaction.
+
     References: D. Freedman and D. Lane, 1983, doi:10.1080/07350015.1983.10509354.
     """
     target = _columns(design, 0)
