@@ -325,6 +325,62 @@ def test_interrupt_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch):
     assert int(load_file(tmp_path / "s" / "training.safetensors")["n_done"]) == 7
 
 
+def interrupted(monkeypatch, run: Run, *, at: int, **more) -> list[tuple[int, int]]:
+    """Interrupt a training at its step `at`, counted over all sites; return the steps taken: (channels, number)."""
+    real, taken = SAETrainer.step, []
+
+    def step(self, x):
+        if len(taken) == at:
+            raise KeyboardInterrupt
+        taken.append((self.config.d_in, self.n_done))
+        return real(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAETrainer, "step", step)
+        with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+            train_sae(run, config=SHAPE, train=SHORT, tokens="all", quiet=True, **more)
+    return taken
+
+
+def steps_of(monkeypatch, run: Run, **more) -> tuple[list, list[int]]:
+    real, taken = SAETrainer.step, []
+
+    def step(self, x):
+        taken.append(self.n_done)
+        return real(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAETrainer, "step", step)
+        return train_sae(run, config=SHAPE, train=SHORT, tokens="all", quiet=True, **more), taken
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_stopped_at_the_second_layout_the_first_is_not_trained_again(run, tmp_path, monkeypatch, force):
+    more = {"sites": ["vision.0", "language.0"], "force": force}
+    whole, all_steps = steps_of(monkeypatch, run, out=tmp_path / "whole", **more)
+    first = whole[0].n_steps
+    interrupted(monkeypatch, run, at=first + 3, out=tmp_path / "s", **more)
+    results, taken = steps_of(monkeypatch, run, out=tmp_path / "s", **more)
+    assert taken == all_steps[first + 3 :]
+    for a, b in zip(results, whole, strict=True):
+        assert a.history == b.history and sorted(p.name for p in a.path.iterdir()) == sorted(
+            ["cfg.json", "fingerprint.safetensors", "sae_weights.safetensors"]
+        )
+
+
+def test_with_force_an_interrupted_training_goes_on_but_nothing_older(run, tmp_path, monkeypatch):
+    more = {"sites": "vision.0", "out": tmp_path / "s"}
+    interrupted(monkeypatch, run, at=7, **more)
+    again = interrupted(monkeypatch, run, at=9, force=True, **more)
+    assert [n for _, n in again] == list(range(9)), "a state from before --force is not used"
+    _, taken = steps_of(monkeypatch, run, force=True, **more)
+    assert taken[0] == 9, "as the message said"
+    _, taken = steps_of(monkeypatch, run, force=True, **more)
+    assert taken[0] == 0
+    (tmp_path / "s" / "training.safetensors").write_bytes(b"broken")
+    assert steps_of(monkeypatch, run, force=True, **more)[1][0] == 0
+
+
 @pytest.mark.parametrize("activation", ["topk", "jumprelu", "batchtopk"])
 def test_checkpoint_holds_the_plain_formula(activation, tmp_path):
     """What SAELens computes from such a folder: ((x - b_dec) W_enc + b_enc), cut, times W_dec, plus b_dec."""

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..files import storage_errors
 from .checkpoint import CONFIG_NAME, PROOF_ROWS, load_sae, run_origin, save_sae
 from .config import SAEConfig, TrainConfig
 from .metrics import Evaluation, evaluate
@@ -64,6 +65,7 @@ class Job:
     tokens: str
     device: str
     key: dict[str, Any]
+    force: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     n_tokens: int = 0
     stopped: bool = False
@@ -82,6 +84,7 @@ class Job:
         out: Path | str | None,
         alone: bool,
         device: str,
+        force: bool = False,
     ) -> Job:
         shape = SAEConfig(**{**config, "d_in": run.site(site).width})
         key = {
@@ -95,7 +98,7 @@ class Job:
             path = run.derived_dir("sae", key)
         else:
             path = Path(out) if alone else Path(out) / site.replace(":", "_")
-        return cls(site, path, shape, train, tokens, device, key)
+        return cls(site, path, shape, train, tokens, device, key, force)
 
     @property
     def n_done(self) -> int:
@@ -187,17 +190,30 @@ class Job:
             "n_tokens": self.n_tokens,
             "stopped": self.stopped,
             "n_steps": self.trainer.n_steps,
+            "force": self.force,
         }
         write_tensors(self.path / STATE_NAME, self.trainer.state(), metadata={"vlascope": json.dumps(facts)})
 
+    def forget(self) -> None:
+        """Delete the saved state, unless a training of the same settings left it that was to replace things too."""
+        from safetensors import SafetensorError
+
+        path = self.path / STATE_NAME
+        try:
+            facts = _facts(path) if path.is_file() else {}
+        except (OSError, SafetensorError, KeyError, ValueError):
+            facts = {}
+        if facts.get("key") != self.key or not facts.get("force"):
+            with storage_errors(path):
+                path.unlink(missing_ok=True)
+
     def _load(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         assert self.trainer is not None
         try:
-            with safe_open(path, framework="pt") as handle:
-                facts = json.loads((handle.metadata() or {})["vlascope"])
+            facts = _facts(path)
             tensors = load_file(path)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(
@@ -231,6 +247,14 @@ class Job:
         return TrainResult(
             self.site, self.path, found, self.trainer.n_done, self.n_tokens, tuple(self.history)
         )
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """Return what a training state says about itself."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as handle:
+        return json.loads((handle.metadata() or {})["vlascope"])
 
 
 def held_out_sample(
