@@ -21,7 +21,7 @@ from vlascope.sae import (
 )
 from vlascope.sae.cards import relatives
 from vlascope.sae.checkpoint import Checkpoint
-from vlascope.sae.factorial import factor_effect, interaction_effect, make_design
+from vlascope.sae.factorial import detectable_effect, factor_effect, interaction_effect, make_design
 from vlascope.sim import wilson_interval
 
 N_LATENTS = 60
@@ -144,7 +144,52 @@ def test_nothing_found_is_said_with_the_power_of_the_test():
     design = labels(10)
     found = discover_arrays(latents(design, seed=5), design, n_permutations=99)
     assert not found.found and "no latent stands for fragile alone" in found.verdict()
-    assert 0.8 < found.detectable < 2.5
+    assert found.detectable is not None and 0.8 < found.detectable < 2.5
+    assert f"{found.detectable:.2f} would have been found 4 times in 5" in found.verdict()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (2, 2, 8), (3, 2, 5)])
+def test_what_would_be_found_4_times_in_5_is(shape):
+    a, b, n = shape
+    rows = np.array([c for c in np.ndindex(a, b) for _ in range(n) if c != (a - 1, b - 1)])
+    design = make_design({"a": [*rows[:, 0], *[a - 1] * 3], "b": [*rows[:, 1], *[b - 1] * 3]})
+    design = design.take(np.arange(len(rows)))
+    detectable = detectable_effect(design, n_tests=40, n_permutations=49)
+    assert detectable is not None
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(60):
+        x = rng.normal(size=(len(rows), 40))
+        x[:, 3] += detectable * rows[:, 0] / (a - 1)
+        hits += factor_effect(x, design, 0, n_permutations=49, rng=rng).q[3] <= 0.05
+    assert hits >= 39, "0.8 less three standard errors"
+
+
+def test_where_nothing_could_be_found_or_validated_that_is_said():
+    design = labels(10)
+    none = discover_arrays(latents(design, seed=0, effect=9), design, n_permutations=0, n_shuffles=0)
+    assert not none.found and none.detectable is None and "this says nothing" in none.verdict()
+    json.dumps(none.to_json(), allow_nan=False)
+    assert detectable_effect(make_design(labels(3)), n_tests=1000, n_permutations=499) is None
+    rows = [(a, b) for a in (0, 1) for b in (0, 1, 2, 3) for _ in range(3 if (a, b) == (1, 3) else 12)]
+    small: dict[str, list[object]] = {"a": [a for a, _ in rows], "b": [b for _, b in rows]}
+    x = np.random.default_rng(0).gamma(2.0, 1.0, (len(rows), 20))
+    x[:, 3] += [9.0 * a for a, _ in rows]
+    found = discover_arrays(x, small, n_permutations=99, n_shuffles=0)
+    (one,) = found.found
+    assert one.latent == 3 and one.held_out == 1 and one.validated is None
+    assert "cannot be said: need at least 4" in found.verdict() and found.table()[0][-1] == "cannot say"
+    assert found.to_json()["found"][0]["validated"] is None
+
+
+def test_the_effect_of_a_factor_of_three_values_is_last_less_first():
+    rows = [(a, b) for a in "abc" for b in "de" for _ in range(12)]
+    design: dict[str, list[object]] = {"a": [a for a, _ in rows], "b": [b for _, b in rows]}
+    x = np.random.default_rng(0).normal(size=(len(rows), 20))
+    x[:, 3] += [{"a": 0.0, "b": 9.0, "c": 4.0}[a] for a, _ in rows]
+    found = discover_arrays(x, design, n_permutations=99, n_shuffles=0)
+    (one,) = found.found
+    assert one.latent == 3 and one.effect == pytest.approx(4, abs=1)
 
 
 @pytest.mark.parametrize(

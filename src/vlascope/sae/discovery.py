@@ -36,12 +36,14 @@ class FoundLatent:
     Attributes:
         latent: Its number.
         level: The coarsest level that holds it.
-        effect: Standardised difference between the target's last and first value (0 for more than two values).
+        effect: Standardised difference between the target's last and first value, in their order
+            as text.
         interval: 95 % bootstrap interval of `effect`, over units.
         share: Partial eta squared of the target.
         q: Corrected p-value.
         held_out: Share of the held-out cell's units on the right side of the threshold fitted on the other cells.
         held_out_interval: Its Wilson interval.
+        n_held_out: Units in that cell.
     """
 
     latent: int
@@ -52,11 +54,12 @@ class FoundLatent:
     q: float
     held_out: float
     held_out_interval: tuple[float, float]
+    n_held_out: int
 
     @property
-    def validated(self) -> bool:
-        """Whether the held-out cell is told above chance."""
-        return self.held_out_interval[0] > 0.5
+    def validated(self) -> bool | None:
+        """Whether the held-out cell is told above chance; None where it has too few units to ever say so."""
+        return self.held_out_interval[0] > 0.5 if _can_validate(self.n_held_out) else None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Discovery:
         n_units, over: Independent units, with those of the held-out cell.
         n_held_out: Units of the held-out cell; the search does not see them.
         held_out_cell: The cell that was left out for validation.
-        detectable: Smallest standardised difference that would be found with power 0.8.
+        detectable: Smallest standardised difference that would be found with power 0.8; None where none would be.
         controls: The same search elsewhere: "shuffled labels" (mean number found), "random dictionary", "PCA" (number
             found), "dense probe" (held-out share right of a ridge on mean tokens).
     """
@@ -88,22 +91,34 @@ class Discovery:
     n_held_out: int
     over: str
     held_out_cell: str
-    detectable: float
+    detectable: float | None
     controls: dict[str, float]
 
     def verdict(self) -> str:
         """Return the outcome in one sentence."""
-        good = sum(one.validated for one in self.found)
+        good = sum(bool(one.validated) for one in self.found)
         tested = f"{self.n_tested} latents over {self.n_units - self.n_held_out} {self.over}s"
+        others = " or ".join(self.others)
         if not self.found:
+            power = (
+                "a difference of any size would have been missed more than once in 5, with so few units or "
+                "permutations: this says nothing"
+                if self.detectable is None
+                else f"a standardised difference of {self.detectable:.2f} would have been found 4 times in 5"
+            )
             return (
-                f"no latent stands for {self.target} alone ({tested}; a standardised difference of "
-                f"{self.detectable:.2f} would have been found 4 times in 5; {self.n_target} latents with an effect "
-                f"of {self.target} also follow {' or '.join(self.others)})"
+                f"no latent stands for {self.target} alone ({tested}; {power}; {self.n_target} latents with an effect "
+                f"of {self.target} also follow {others})"
+            )
+        cell = f"{self.held_out_cell}: {self.n_held_out} {self.over}s"
+        if not _can_validate(self.n_held_out):
+            return (
+                f"{len(self.found)} of {tested} stand for {self.target} and not for {others}; whether they tell it in "
+                f"the held-out cell ({cell}) cannot be said: need at least 4 there"
             )
         return (
-            f"{len(self.found)} of {tested} stand for {self.target} and not for {' or '.join(self.others)}; {good} of "
-            f"them tell it in the held-out cell ({self.held_out_cell}: {self.n_held_out} {self.over}s)"
+            f"{len(self.found)} of {tested} stand for {self.target} and not for {others}; {good} of them tell it in "
+            f"the held-out cell ({cell})"
         )
 
     def table(self) -> list[tuple[str, ...]]:
@@ -117,7 +132,9 @@ class Discovery:
                 f"{one.share:.2f}",
                 f"{one.q:.2g}",
                 f"{one.held_out:.0%}",
-                f"{one.held_out_interval[0]:.0%} to {one.held_out_interval[1]:.0%}",
+                f"{one.held_out_interval[0]:.0%} to {one.held_out_interval[1]:.0%}"
+                if one.validated is not None
+                else "cannot say",
             )
             for one in self.found
         ]
@@ -128,6 +145,11 @@ class Discovery:
             "verdict": self.verdict(),
             "found": [dict(vars(one)) | {"validated": one.validated} for one in self.found],
         }
+
+
+def _can_validate(n: int) -> bool:
+    """Whether all of n units on the right side would be above chance."""
+    return wilson_interval(n, n)[0] > 0.5
 
 
 def discover(
@@ -244,6 +266,7 @@ def discover_arrays(
                 q=float(target.q[column]),
                 held_out=share,
                 held_out_interval=interval,
+                n_held_out=int(inside.sum()),
             )
         )
     controls = _controls(
@@ -263,7 +286,7 @@ def discover_arrays(
             f"{name}={level[int(i)]}"
             for name, level, i in zip(design.names, design.levels, cell, strict=True)
         ),
-        detectable=detectable_effect(seen, n_tests=max(1, len(tested))),
+        detectable=detectable_effect(seen, n_tests=len(tested), n_permutations=n_permutations),
         controls=controls,
     )
 
