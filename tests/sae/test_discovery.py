@@ -270,6 +270,18 @@ def test_cards_show_where_and_when(tmp_path):
         make_cards(run, checkpoint, latents=(11,), quiet=True)
 
 
+def test_other_weights_in_the_same_place_have_cards_of_their_own(tmp_path):
+    run, checkpoint = basis_run(tmp_path)
+    old = make_cards(run, checkpoint, latents=(1,), quiet=True)
+    sae = MatryoshkaSAE(checkpoint.sae.config)
+    with torch.no_grad():
+        sae.encoder.copy_(2 * torch.eye(12))
+        sae.decoder.copy_(torch.eye(12))
+    new = make_cards(run, Checkpoint(sae, checkpoint.path, checkpoint.origin), latents=(1,), quiet=True)
+    assert new.cards[0]["mean"] == pytest.approx(2 * old.cards[0]["mean"]) and new.path != old.path
+    assert make_cards(run, checkpoint, latents=(1,), quiet=True).facts == old.facts
+
+
 def test_statistics_equal_counts_over_all_tokens(tmp_path):
     run, checkpoint = basis_run(tmp_path)
     stats = latent_statistics(run, checkpoint, n_examples=3, quiet=True)

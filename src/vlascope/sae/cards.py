@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import read_json, write_json
 from ..models.layout import KINDS
 from ..progress import progress
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, weights_hash
 from .metrics import DENSE_SHARE
 from .module import MatryoshkaSAE
 from .stream import read_rows, token_rows
@@ -209,7 +209,7 @@ def make_cards(
         )
     key = {
         "schema": SCHEMA,
-        "sae": checkpoint.origin.get("key") or str(checkpoint.path),
+        "sae": {"config": sae.config.to_json(), "weights": weights_hash(sae)},
         "site": site,
         "tokens": tokens,
         "latents": [int(i) for i in latents],

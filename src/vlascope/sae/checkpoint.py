@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,15 @@ def run_origin(run: Run, site: str) -> dict[str, Any]:
         "site": site,
         "width": run.site(site).width,
     }
+
+
+def weights_hash(sae: MatryoshkaSAE) -> str:
+    """Return a hexadecimal SHA-256 of a dictionary's weights, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(sae.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_sae(
