@@ -202,6 +202,8 @@ def make_cards(
     """
     site = _site(checkpoint, site)
     sae = checkpoint.sae
+    if n_examples < 1 or n_cards < 1:
+        raise InputError(f"got {n_cards} cards with {n_examples} examples each; need at least 1 of both.")
     bad = [i for i in latents if not 0 <= i < sae.config.n_latents]
     if bad:
         raise InputError(

@@ -187,6 +187,7 @@ def discover(
             f"got factors {', '.join(factors) or '(none)'}; need the target and at least one other, such as fragile "
             "colour."
         )
+    _check_numbers(n_permutations, seed)
     site = _site(checkpoint, site)
     units, over, labels = _units(run, factors)
     control = MatryoshkaSAE(checkpoint.sae.config, seed=seed + 1).to(checkpoint.sae.encoder.device)
@@ -241,6 +242,7 @@ def discover_arrays(
         n_shuffles: Whole searches with shuffled labels, for the control; 0 leaves it out.
         seed: Seeds shuffles and bootstrap.
     """
+    _check_numbers(n_permutations, seed)
     design = make_design(labels)
     cell = _cell(design, held_out)
     inside = (design.codes == cell).all(1)
@@ -289,6 +291,11 @@ def discover_arrays(
         detectable=detectable_effect(seen, n_tests=len(tested), n_permutations=n_permutations),
         controls=controls,
     )
+
+
+def _check_numbers(n_permutations: int, seed: int) -> None:
+    if n_permutations < 0 or seed < 0:
+        raise InputError(f"got {n_permutations} permutations and seed {seed}; need numbers from 0 on.")
 
 
 def _search(

@@ -18,7 +18,7 @@ from .checkpoint import CONFIG_NAME, PROOF_ROWS, load_sae, run_origin, save_sae
 from .config import SAEConfig, TrainConfig
 from .metrics import Evaluation, evaluate
 from .step import SAETrainer, StepReport
-from .stream import Split, TokenStream, read_rows, token_rows
+from .stream import Split, TokenStream, check_values, read_rows, token_rows
 from .team import ALONE, Team
 from .tensors import write_tensors
 
@@ -134,6 +134,8 @@ class Job:
         self, run: Run, split: Split, *, n_steps: int, sample: NDArray[np.float32], team: Team = ALONE
     ) -> None:
         self.held = held_out_sample(run, self.site, split, tokens=self.tokens, seed=self.train.seed)
+        for _ in held_out_chunks(run, self.site, split, tokens=self.tokens):
+            pass  # what the evaluation at the end could not read is named now
         self.trainer = SAETrainer(
             self.config, self.train, n_steps=n_steps, sample_td=torch.from_numpy(sample), device=self.device,
             team=team,
@@ -273,4 +275,6 @@ def held_out_chunks(run: Run, site: str, split: Split, *, tokens: str) -> Iterat
     """Yield the chosen tokens of each held-out item."""
     acts = run.acts(site)
     for rows in token_rows(run, run.site(site).layout, tokens=tokens, items=split.held_out):
-        yield read_rows(acts, rows)
+        values = read_rows(acts, rows)
+        check_values(values, run, site, rows)
+        yield values
