@@ -104,7 +104,7 @@ def test_a_dictionary_of_other_weights_or_width_is_refused(run, capsys, tmp_path
     weights = cfg.with_name("sae_weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-400] + bytes(400))
     assert main(["sae", "eval", str(run), out, "-q"]) == 2
-    assert "Its weights were changed or damaged; train it again." in capsys.readouterr().err
+    assert "Its weights were changed or damaged; train it again with --force." in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_state_and_the_same_command_goes_on(run, capsys, tmp_path, monkeypatch):
@@ -127,3 +127,90 @@ def test_a_full_disk_keeps_the_state_and_the_same_command_goes_on(run, capsys, t
         assert main([*words, str(tmp_path / name)]) == 0
     a, b = (tmp_path / name / "sae_weights.safetensors" for name in "ab")
     assert a.read_bytes() == b.read_bytes(), "it went on to the same bits"
+
+
+class Spike(FakeModel):
+    """One enormous value in one token of one item."""
+
+    item_id = ""
+
+    def values(self, item, site, n_tokens):
+        values = np.array(super().values(item, site, n_tokens))
+        if item.item_id == self.item_id:
+            values[4, 3] = 1e30
+        return values
+
+
+@pytest.mark.parametrize("number", range(0, 43, 6))
+def test_a_value_that_overflows_is_named_before_training(capsys, tmp_path, number, monkeypatch):
+    """In any item, trained on or held out."""
+    source = ArraySource(43)
+    model = Spike()
+    model.item_id = source[number].item_id
+    capture(model, source, sites=["vision.0"], out=tmp_path / "run", quiet=True)
+    monkeypatch.setattr("vlascope.sae.step.SAETrainer.step", lambda *_: pytest.fail("it was trained"))
+    words = ["sae", "train", str(tmp_path / "run"), "--site", "vision.0", *WORDS]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"item '{model.item_id}' hold a value of size 1e+30" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--epochs", "inf"), "epochs=inf"),
+        (("--epochs", "1e300"), "epochs=1e+300"),
+        (("--lr", "inf"), "lr=inf"),
+        (("--seed", "-1"), "seed=-1"),
+        (("--kind", "state"), "choose others with --kind."),
+    ],
+)
+def test_numbers_that_cannot_be_trained_with(run, capsys, tmp_path, words, message):
+    out = str(tmp_path / "s")
+    assert main(["sae", "train", str(run), "--site", "vision.0", *WORDS, *words, "-o", out]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_damaged_dictionary_is_one_message_and_force_replaces_it(run, capsys, tmp_path):
+    out = tmp_path / "s"
+    train = ["sae", "train", str(run), "--site", "vision.0", *WORDS, "-o", str(out)]
+    assert main(train) == 0
+    for words in (("cards", "--examples", "0"), ("cards", "--n", "0"), ("cards", "--latent", "0", "--examples", "-2"),
+                  ("discover", "--factors", "a", "b", "--permutations", "-1"),
+                  ("discover", "--factors", "a", "b", "--seed", "-1")):  # fmt: skip
+        assert main(["sae", words[0], str(run), str(out), *words[1:], "-q"]) == 2, words
+        assert "need" in capsys.readouterr().err
+    whole = json.loads((out / "cfg.json").read_text())
+    own = whole["metadata"]["vlascope"]
+
+    def damaged(**changed) -> dict:
+        return {
+            **whole,
+            "metadata": {"vlascope": {k: v for k, v in {**own, **changed}.items() if v != "gone"}},
+        }
+
+    key = own["origin"]["key"]
+    for cfg in (
+        [],
+        "text",
+        {**whole, "metadata": [1]},
+        {**whole, "metadata": {"vlascope": [1]}},
+        {**whole, "metadata": None, "d_sae": None},
+        {"architecture": "topk"},
+        damaged(config="gone"),
+        damaged(config={**own["config"], "later": 1}),
+        damaged(config={**own["config"], "k": "three"}),
+        damaged(schema="gone"),
+        damaged(expected="gone"),
+        damaged(expected={"fvu": [0.1]}),
+        damaged(expected={"fvu": None}),
+        damaged(origin="gone"),
+        damaged(origin={**own["origin"], "key": {k: v for k, v in key.items() if k != "train"}}),
+        damaged(origin={**own["origin"], "key": {**key, "train": {**key["train"], "later": 1}}}),
+        damaged(origin={**own["origin"], "training": {}}),
+    ):
+        (out / "cfg.json").write_text(json.dumps(cfg))
+        for words in (["sae", "eval", str(run), str(out), "-q"], train):
+            assert main(words) == 2, cfg
+            assert "train it again with --force" in capsys.readouterr().err, cfg
+    assert main([*train, "--force"]) == 0 and json.loads((out / "cfg.json").read_text()) == whole

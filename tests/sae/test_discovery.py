@@ -10,10 +10,18 @@ import torch
 
 from tests.measure.planted import PlantedRun, grid
 from vlascope.errors import InputError
-from vlascope.sae import MatryoshkaSAE, SAEConfig, discover, discover_arrays, latent_statistics, make_cards
+from vlascope.sae import (
+    MatryoshkaSAE,
+    SAEConfig,
+    discover,
+    discover_arrays,
+    discovery,
+    latent_statistics,
+    make_cards,
+)
 from vlascope.sae.cards import relatives
 from vlascope.sae.checkpoint import Checkpoint
-from vlascope.sae.factorial import factor_effect, interaction_effect, make_design
+from vlascope.sae.factorial import detectable_effect, factor_effect, interaction_effect, make_design
 from vlascope.sim import wilson_interval
 
 N_LATENTS = 60
@@ -43,7 +51,7 @@ def test_only_the_decorrelated_latent_is_found_and_validated():
     design = labels(20)
     found = discover_arrays(latents(design, seed=0, effect=2.5), design, levels=(4, 60), n_permutations=199)
     assert [one.latent for one in found.found] == [3]
-    assert found.n_target == 3 and sum(found.discarded.values()) == 2
+    assert found.n_target == 2 and found.discarded["colour"] == 1, "11 differs in the held-out cell only"
     one = found.found[0]
     assert one.validated and one.level == 4 and one.interval[0] > 1 and one.q <= 0.05
     assert (
@@ -52,6 +60,39 @@ def test_only_the_decorrelated_latent_is_found_and_validated():
     assert found.controls["shuffled labels, mean number found"] < 0.3
     json.dumps(found.to_json(), allow_nan=False)
     assert len(found.table()) == 1
+
+
+def test_the_choice_does_not_see_the_held_out_cell():
+    design = labels(20)
+    x = latents(design, seed=0, effect=2.5)
+    inside = np.array([a == "yes" and b == "red" for a, b in zip(*design.values(), strict=True)])
+    other = x.copy()
+    other[inside] = np.random.default_rng(9).gamma(2.0, 1.0, (int(inside.sum()), N_LATENTS))
+    a, b = (
+        discover_arrays(v, design, raw_nd=v, random_nf=v, n_permutations=99, n_shuffles=2) for v in (x, other)
+    )
+    assert [(f.latent, f.q, f.share) for f in a.found] == [(f.latent, f.q, f.share) for f in b.found]
+    assert (a.n_tested, a.n_target, a.discarded) == (b.n_tested, b.n_target, b.discarded)
+    assert {k: v for k, v in a.controls.items() if "probe" not in k} == {
+        k: v for k, v in b.controls.items() if "probe" not in k
+    }
+    assert a.found[0].held_out > b.found[0].held_out and a.n_held_out == 20
+
+
+def test_the_best_of_noise_are_right_in_half_of_the_held_out_units(monkeypatch):
+    real = discovery._search
+
+    def best(x, design, **more):
+        tested, _, n, discarded, target = real(x, design, **more)
+        return tested, np.argsort(-target.share)[:20], n, discarded, target
+
+    monkeypatch.setattr(discovery, "_search", best)
+    right = []
+    for seed in range(8):
+        x = np.random.default_rng(seed).normal(size=(32, 300))
+        found = discover_arrays(x, labels(8), n_permutations=3, n_shuffles=0)
+        right += [one.held_out for one in found.found]
+    assert len(right) == 160 and np.mean(right) == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_latent_that_falls_silent_is_validated_as_well():
@@ -103,7 +144,52 @@ def test_nothing_found_is_said_with_the_power_of_the_test():
     design = labels(10)
     found = discover_arrays(latents(design, seed=5), design, n_permutations=99)
     assert not found.found and "no latent stands for fragile alone" in found.verdict()
-    assert 0.8 < found.detectable < 2.5
+    assert found.detectable is not None and 0.8 < found.detectable < 2.5
+    assert f"{found.detectable:.2f} would have been found 4 times in 5" in found.verdict()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (2, 2, 8), (3, 2, 5)])
+def test_what_would_be_found_4_times_in_5_is(shape):
+    a, b, n = shape
+    rows = np.array([c for c in np.ndindex(a, b) for _ in range(n) if c != (a - 1, b - 1)])
+    design = make_design({"a": [*rows[:, 0], *[a - 1] * 3], "b": [*rows[:, 1], *[b - 1] * 3]})
+    design = design.take(np.arange(len(rows)))
+    detectable = detectable_effect(design, n_tests=40, n_permutations=49)
+    assert detectable is not None
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(60):
+        x = rng.normal(size=(len(rows), 40))
+        x[:, 3] += detectable * rows[:, 0] / (a - 1)
+        hits += factor_effect(x, design, 0, n_permutations=49, rng=rng).q[3] <= 0.05
+    assert hits >= 39, "0.8 less three standard errors"
+
+
+def test_where_nothing_could_be_found_or_validated_that_is_said():
+    design = labels(10)
+    none = discover_arrays(latents(design, seed=0, effect=9), design, n_permutations=0, n_shuffles=0)
+    assert not none.found and none.detectable is None and "this says nothing" in none.verdict()
+    json.dumps(none.to_json(), allow_nan=False)
+    assert detectable_effect(make_design(labels(3)), n_tests=1000, n_permutations=499) is None
+    rows = [(a, b) for a in (0, 1) for b in (0, 1, 2, 3) for _ in range(3 if (a, b) == (1, 3) else 12)]
+    small: dict[str, list[object]] = {"a": [a for a, _ in rows], "b": [b for _, b in rows]}
+    x = np.random.default_rng(0).gamma(2.0, 1.0, (len(rows), 20))
+    x[:, 3] += [9.0 * a for a, _ in rows]
+    found = discover_arrays(x, small, n_permutations=99, n_shuffles=0)
+    (one,) = found.found
+    assert one.latent == 3 and one.held_out == 1 and one.validated is None
+    assert "cannot be said: need at least 4" in found.verdict() and found.table()[0][-1] == "cannot say"
+    assert found.to_json()["found"][0]["validated"] is None
+
+
+def test_the_effect_of_a_factor_of_three_values_is_last_less_first():
+    rows = [(a, b) for a in "abc" for b in "de" for _ in range(12)]
+    design: dict[str, list[object]] = {"a": [a for a, _ in rows], "b": [b for _, b in rows]}
+    x = np.random.default_rng(0).normal(size=(len(rows), 20))
+    x[:, 3] += [{"a": 0.0, "b": 9.0, "c": 4.0}[a] for a, _ in rows]
+    found = discover_arrays(x, design, n_permutations=99, n_shuffles=0)
+    (one,) = found.found
+    assert one.latent == 3 and one.effect == pytest.approx(4, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +268,18 @@ def test_cards_show_where_and_when(tmp_path):
         make_cards(run, checkpoint, latents=(12,), quiet=True)
     with pytest.raises(InputError, match="none of these latents is active"):
         make_cards(run, checkpoint, latents=(11,), quiet=True)
+
+
+def test_other_weights_in_the_same_place_have_cards_of_their_own(tmp_path):
+    run, checkpoint = basis_run(tmp_path)
+    old = make_cards(run, checkpoint, latents=(1,), quiet=True)
+    sae = MatryoshkaSAE(checkpoint.sae.config)
+    with torch.no_grad():
+        sae.encoder.copy_(2 * torch.eye(12))
+        sae.decoder.copy_(torch.eye(12))
+    new = make_cards(run, Checkpoint(sae, checkpoint.path, checkpoint.origin), latents=(1,), quiet=True)
+    assert new.cards[0]["mean"] == pytest.approx(2 * old.cards[0]["mean"]) and new.path != old.path
+    assert make_cards(run, checkpoint, latents=(1,), quiet=True).facts == old.facts
 
 
 def test_statistics_equal_counts_over_all_tokens(tmp_path):

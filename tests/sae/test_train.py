@@ -34,6 +34,7 @@ from vlascope.sae import (
     train_sae,
 )
 from vlascope.sae.stream import token_rows
+from vlascope.sae.tensors import write_tensors
 
 SHAPE = {"n_latents": 28, "k": 3, "levels": (5, 11)}
 SHORT = TrainConfig(batch=50, epochs=2, eval_every=5, save_every=4)
@@ -324,6 +325,62 @@ def test_interrupt_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch):
     assert int(load_file(tmp_path / "s" / "training.safetensors")["n_done"]) == 7
 
 
+def interrupted(monkeypatch, run: Run, *, at: int, **more) -> list[tuple[int, int]]:
+    """Interrupt a training at its step `at`, counted over all sites; return the steps taken: (channels, number)."""
+    real, taken = SAETrainer.step, []
+
+    def step(self, x):
+        if len(taken) == at:
+            raise KeyboardInterrupt
+        taken.append((self.config.d_in, self.n_done))
+        return real(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAETrainer, "step", step)
+        with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+            train_sae(run, config=SHAPE, train=SHORT, tokens="all", quiet=True, **more)
+    return taken
+
+
+def steps_of(monkeypatch, run: Run, **more) -> tuple[list, list[int]]:
+    real, taken = SAETrainer.step, []
+
+    def step(self, x):
+        taken.append(self.n_done)
+        return real(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAETrainer, "step", step)
+        return train_sae(run, config=SHAPE, train=SHORT, tokens="all", quiet=True, **more), taken
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_stopped_at_the_second_layout_the_first_is_not_trained_again(run, tmp_path, monkeypatch, force):
+    more = {"sites": ["vision.0", "language.0"], "force": force}
+    whole, all_steps = steps_of(monkeypatch, run, out=tmp_path / "whole", **more)
+    first = whole[0].n_steps
+    interrupted(monkeypatch, run, at=first + 3, out=tmp_path / "s", **more)
+    results, taken = steps_of(monkeypatch, run, out=tmp_path / "s", **more)
+    assert taken == all_steps[first + 3 :]
+    for a, b in zip(results, whole, strict=True):
+        assert a.history == b.history and sorted(p.name for p in a.path.iterdir()) == sorted(
+            ["cfg.json", "fingerprint.safetensors", "sae_weights.safetensors"]
+        )
+
+
+def test_with_force_an_interrupted_training_goes_on_but_nothing_older(run, tmp_path, monkeypatch):
+    more = {"sites": "vision.0", "out": tmp_path / "s"}
+    interrupted(monkeypatch, run, at=7, **more)
+    again = interrupted(monkeypatch, run, at=9, force=True, **more)
+    assert [n for _, n in again] == list(range(9)), "a state from before --force is not used"
+    _, taken = steps_of(monkeypatch, run, force=True, **more)
+    assert taken[0] == 9, "as the message said"
+    _, taken = steps_of(monkeypatch, run, force=True, **more)
+    assert taken[0] == 0
+    (tmp_path / "s" / "training.safetensors").write_bytes(b"broken")
+    assert steps_of(monkeypatch, run, force=True, **more)[1][0] == 0
+
+
 @pytest.mark.parametrize("activation", ["topk", "jumprelu", "batchtopk"])
 def test_checkpoint_holds_the_plain_formula(activation, tmp_path):
     """What SAELens computes from such a folder: ((x - b_dec) W_enc + b_enc), cut, times W_dec, plus b_dec."""
@@ -382,6 +439,36 @@ def test_damaged_or_foreign_checkpoints_are_refused(run, tmp_path):
     (out / "cfg.json").unlink()
     with pytest.raises(RunNotFoundError, match="vlascope sae train"):
         load_sae(out)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, name, bad):
+    out = saved(tmp_path)
+    weights = load_file(out / "sae_weights.safetensors")
+    weights[name].view(-1)[3] = bad
+    write_tensors(out / "sae_weights.safetensors", weights)
+    with pytest.raises(InputError, match=f"'{name}' holds NaN or infinite values"):
+        load_sae(out)
+
+
+def test_an_error_that_is_no_number_is_no_proof(tmp_path):
+    out = saved(tmp_path)
+    cfg = json.loads((out / "cfg.json").read_text())
+    cfg["metadata"]["vlascope"]["expected"]["fvu"][0] = float("nan")
+    (out / "cfg.json").write_text(json.dumps(cfg))
+    with pytest.raises(InputError, match="changed or damaged"):
+        load_sae(out)
+
+
+def saved(tmp_path: Path) -> Path:
+    """A small dictionary of ours on disk, untrained."""
+    _, tokens = planted(40, 23, 3)
+    sae = SAETrainer(
+        SAEConfig(d_in=23, n_latents=50, k=4, levels=(9,)), TrainConfig(), n_steps=1, sample_td=tokens(99)
+    ).sae
+    origin = {"model": "m", "model_fingerprint": "f", "site": "vision.3"}
+    return save_sae(sae, tmp_path / "s", origin=origin, proof_td=tokens(64).numpy())
 
 
 def test_bad_input_is_named(run, tmp_path):

@@ -37,6 +37,7 @@ def run(args: Args) -> int:
     from ..files import write_json
     from ..runs import Run
     from ..sae import discover, load_sae
+    from ..sae.checkpoint import weights_hash
     from ..sae.discovery import FOUND_HEAD
 
     captured = Run.open(args.run)
@@ -55,7 +56,7 @@ def run(args: Args) -> int:
     )
     facts = {"run": str(captured.path), "dictionary": str(args.sae), **result.to_json()}
     asked = {
-        "sae": key or str(args.sae),
+        "sae": {"config": found.sae.config.to_json(), "weights": weights_hash(found.sae)},
         "factors": list(args.factors),
         "held_out": list(args.held_out),
         "site": args.site,

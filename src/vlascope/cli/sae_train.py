@@ -62,7 +62,7 @@ class Args(Common):
     seed: int = 0
     """seed of weights, order and split"""
     force: Flag = False
-    """train anew even if there is a dictionary or a state"""
+    """train anew even if there is a dictionary or a state (interrupted, the same command still goes on)"""
 
 
 def run(args: Args) -> int:

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import read_json, write_json
 from ..models.layout import KINDS
 from ..progress import progress
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, weights_hash
 from .metrics import DENSE_SHARE
 from .module import MatryoshkaSAE
 from .stream import read_rows, token_rows
@@ -202,6 +202,8 @@ def make_cards(
     """
     site = _site(checkpoint, site)
     sae = checkpoint.sae
+    if n_examples < 1 or n_cards < 1:
+        raise InputError(f"got {n_cards} cards with {n_examples} examples each; need at least 1 of both.")
     bad = [i for i in latents if not 0 <= i < sae.config.n_latents]
     if bad:
         raise InputError(
@@ -209,7 +211,7 @@ def make_cards(
         )
     key = {
         "schema": SCHEMA,
-        "sae": checkpoint.origin.get("key") or str(checkpoint.path),
+        "sae": {"config": sae.config.to_json(), "weights": weights_hash(sae)},
         "site": site,
         "tokens": tokens,
         "latents": [int(i) for i in latents],

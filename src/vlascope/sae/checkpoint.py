@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, RunNotFoundError, RunVersionError
 from ..files import read_json, storage_errors, write_json
-from .config import SAEConfig
+from .config import SAEConfig, TrainConfig
 from .metrics import Evaluation, evaluate
 from .module import MatryoshkaSAE
 from .tensors import write_tensors
@@ -25,6 +26,7 @@ SCHEMA = 1
 CONFIG_NAME, WEIGHTS_NAME, PROOF_NAME = "cfg.json", "sae_weights.safetensors", "fingerprint.safetensors"
 PROOF_ROWS = 256
 FVU_TOLERANCE = 2e-3
+AGAIN = "train it again with --force"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ def run_origin(run: Run, site: str) -> dict[str, Any]:
         "site": site,
         "width": run.site(site).width,
     }
+
+
+def weights_hash(sae: MatryoshkaSAE) -> str:
+    """Return a hexadecimal SHA-256 of a dictionary's weights, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(sae.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_sae(
@@ -152,16 +163,10 @@ def load_sae(
         cfg = read_json(path / CONFIG_NAME)
         tensors = load_file(path / WEIGHTS_NAME)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"the dictionary in '{path}' cannot be read ({error}); train it again.") from error
-    ours = (cfg.get("metadata") or {}).get("vlascope")
-    if ours and ours["schema"] > SCHEMA:
-        raise RunVersionError(
-            f"the dictionary in '{path}' has format {ours['schema']}; this vlascope reads up to {SCHEMA}. Update it."
-        )
-    config = SAEConfig.from_json(ours["config"]) if ours else _foreign_config(cfg, path)
+        raise InputError(f"the dictionary in '{path}' cannot be read ({error}); {AGAIN}.") from error
+    config, origin, expected = _read_config(cfg, path)
     sae = MatryoshkaSAE(config)
     _fill(sae, tensors, path)
-    origin = ours["origin"] if ours else {}
     checkpoint = Checkpoint(sae.to(device), path, origin)
     if run is not None:
         _check_origin(checkpoint, run, site)
@@ -169,9 +174,45 @@ def load_sae(
         raise InputError(
             f"the dictionary in '{path}' was trained at site '{checkpoint.site}', not at '{site}'."
         )
-    if ours:
-        _prove(sae, path, ours["expected"])
+    if expected is not None:
+        _prove(sae, path, expected)
     return checkpoint
+
+
+def _read_config(cfg: Any, path: Path) -> tuple[SAEConfig, dict[str, Any], list[float] | None]:
+    """Return the shape, the origin and the expected FVUs that a cfg.json holds; a foreign one has only the shape."""
+    if not isinstance(cfg, dict):
+        raise InputError(f"'{path / CONFIG_NAME}' holds no settings but a {type(cfg).__name__}; {AGAIN}.")
+    try:
+        ours = (cfg.get("metadata") or {}).get("vlascope")
+        schema = int(ours["schema"]) if ours else SCHEMA
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    if schema > SCHEMA:
+        raise RunVersionError(
+            f"the dictionary in '{path}' has format {schema}; this vlascope reads up to {SCHEMA}. Update it."
+        )
+    try:
+        if not ours:
+            return _foreign_config(cfg, path), {}, None
+        config = SAEConfig.from_json(ours["config"])
+        origin, fvus = dict(ours["origin"]), [float(value) for value in ours["expected"]["fvu"]]
+        if len(fvus) != len(config.levels):
+            raise ValueError(f"{len(fvus)} expected values for {len(config.levels)} levels")
+        if "key" in origin:  # what later calls read
+            TrainConfig(**origin["key"]["train"])
+        if "training" in origin:
+            {name: origin["training"][name] for name in ("n_steps", "n_tokens", "history")}
+        return config, origin, fvus
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+    return InputError(f"'{path / CONFIG_NAME}' is damaged, or not of this version ({what}); {AGAIN}.")
 
 
 def _foreign_config(cfg: Mapping[str, Any], path: Path) -> SAEConfig:
@@ -204,7 +245,12 @@ def _fill(sae: MatryoshkaSAE, tensors: Mapping[str, torch.Tensor], path: Path) -
             if value is None or value.shape != target.shape:
                 got = "missing" if value is None else f"of shape {tuple(value.shape)}"
                 raise InputError(
-                    f"the dictionary in '{path}': '{theirs}' is {got}; need {tuple(target.shape)}. Train it again."
+                    f"the dictionary in '{path}': '{theirs}' is {got}; need {tuple(target.shape)}; {AGAIN}."
+                )
+            if not torch.isfinite(value).all():
+                raise InputError(
+                    f"the dictionary in '{path}': '{theirs}' holds NaN or infinite values. Its weights were changed or "
+                    f"damaged; {AGAIN}."
                 )
             target.copy_(value)
 
@@ -226,7 +272,7 @@ def _check_origin(checkpoint: Checkpoint, run: Run, site: str | None) -> None:
         )
 
 
-def _prove(sae: MatryoshkaSAE, path: Path, expected: Mapping[str, Any]) -> Evaluation:
+def _prove(sae: MatryoshkaSAE, path: Path, expected: list[float]) -> Evaluation:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -234,14 +280,15 @@ def _prove(sae: MatryoshkaSAE, path: Path, expected: Mapping[str, Any]) -> Evalu
         tokens = load_file(path / PROOF_NAME)["tokens"].numpy()
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(
-            f"'{path / PROOF_NAME}' cannot be read ({error}): the dictionary cannot be checked."
+            f"'{path / PROOF_NAME}' cannot be read ({error}): the dictionary cannot be checked; {AGAIN}."
         ) from error
     found = evaluate(sae, [tokens])
-    for level, was in zip(found.levels, expected["fvu"], strict=True):
-        if abs(level.fvu - was) > FVU_TOLERANCE * max(1.0, was):
+    for level, was in zip(found.levels, expected, strict=True):
+        # Not "greater": every comparison with NaN is false.
+        if not abs(level.fvu - was) <= FVU_TOLERANCE * max(1.0, was):
             raise InputError(
                 f"the dictionary in '{path}' leaves {level.fvu:.4f} of its own tokens' variance unexplained at level "
-                f"{level.level}; when it was saved it was {was:.4f}. Its weights were changed or damaged; train it "
-                "again."
+                f"{level.level}; when it was saved it was {was:.4f}. Its weights were changed or damaged; "
+                f"{AGAIN}."
             )
     return found

@@ -146,22 +146,23 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("batch", 1, 1 << 24),
-            ("tokens", 0, float("inf")),
-            ("lr", 0, float("inf")),
+            ("tokens", 0, 1 << 60),
+            ("lr", 0, 1e6),
             ("warmup", 0, 1),
             ("decay", 0, 1),
-            ("l1", 0, float("inf")),
-            ("aux", 0, float("inf")),
+            ("l1", 0, 1e6),
+            ("aux", 0, 1e6),
             ("eval_every", 1, float("inf")),
             ("save_every", 1, float("inf")),
             ("patience", 0, float("inf")),
-            ("jump_weight", 0, float("inf")),
+            ("jump_weight", 0, 1e6),
+            ("seed", 0, (1 << 63) - 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"got {name}={value}; need {low} <= {name} <= {high}.")
         for name, high in (
-            ("epochs", float("inf")),
+            ("epochs", 1e6),
             ("held_out", 0.9),
             ("aux_share", 1),
             ("dead_share", 1),

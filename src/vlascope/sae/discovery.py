@@ -36,12 +36,14 @@ class FoundLatent:
     Attributes:
         latent: Its number.
         level: The coarsest level that holds it.
-        effect: Standardised difference between the target's last and first value (0 for more than two values).
+        effect: Standardised difference between the target's last and first value, in their order
+            as text.
         interval: 95 % bootstrap interval of `effect`, over units.
         share: Partial eta squared of the target.
         q: Corrected p-value.
         held_out: Share of the held-out cell's units on the right side of the threshold fitted on the other cells.
         held_out_interval: Its Wilson interval.
+        n_held_out: Units in that cell.
     """
 
     latent: int
@@ -52,11 +54,12 @@ class FoundLatent:
     q: float
     held_out: float
     held_out_interval: tuple[float, float]
+    n_held_out: int
 
     @property
-    def validated(self) -> bool:
-        """Whether the held-out cell is told above chance."""
-        return self.held_out_interval[0] > 0.5
+    def validated(self) -> bool | None:
+        """Whether the held-out cell is told above chance; None where it has too few units to ever say so."""
+        return self.held_out_interval[0] > 0.5 if _can_validate(self.n_held_out) else None
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,10 @@ class Discovery:
         n_target: Latents with an effect of the target, before the others are discarded.
         discarded: Latents with an effect of the target and of another factor (or an interaction), by reason.
         n_tested: Latents tested.
-        n_units, over: Independent units.
+        n_units, over: Independent units, with those of the held-out cell.
+        n_held_out: Units of the held-out cell; the search does not see them.
         held_out_cell: The cell that was left out for validation.
-        detectable: Smallest standardised difference that would be found with power 0.8.
+        detectable: Smallest standardised difference that would be found with power 0.8; None where none would be.
         controls: The same search elsewhere: "shuffled labels" (mean number found), "random dictionary", "PCA" (number
             found), "dense probe" (held-out share right of a ridge on mean tokens).
     """
@@ -84,24 +88,37 @@ class Discovery:
     discarded: dict[str, int]
     n_tested: int
     n_units: int
+    n_held_out: int
     over: str
     held_out_cell: str
-    detectable: float
+    detectable: float | None
     controls: dict[str, float]
 
     def verdict(self) -> str:
         """Return the outcome in one sentence."""
-        good = sum(one.validated for one in self.found)
-        tested = f"{self.n_tested} latents over {self.n_units} {self.over}s"
+        good = sum(bool(one.validated) for one in self.found)
+        tested = f"{self.n_tested} latents over {self.n_units - self.n_held_out} {self.over}s"
+        others = " or ".join(self.others)
         if not self.found:
+            power = (
+                "a difference of any size would have been missed more than once in 5, with so few units or "
+                "permutations: this says nothing"
+                if self.detectable is None
+                else f"a standardised difference of {self.detectable:.2f} would have been found 4 times in 5"
+            )
             return (
-                f"no latent stands for {self.target} alone ({tested}; a standardised difference of "
-                f"{self.detectable:.2f} would have been found 4 times in 5; {self.n_target} latents with an effect "
-                f"of {self.target} also follow {' or '.join(self.others)})"
+                f"no latent stands for {self.target} alone ({tested}; {power}; {self.n_target} latents with an effect "
+                f"of {self.target} also follow {others})"
+            )
+        cell = f"{self.held_out_cell}: {self.n_held_out} {self.over}s"
+        if not _can_validate(self.n_held_out):
+            return (
+                f"{len(self.found)} of {tested} stand for {self.target} and not for {others}; whether they tell it in "
+                f"the held-out cell ({cell}) cannot be said: need at least 4 there"
             )
         return (
-            f"{len(self.found)} of {tested} stand for {self.target} and not for {' or '.join(self.others)}; {good} of "
-            f"them tell it in the held-out cell ({self.held_out_cell})"
+            f"{len(self.found)} of {tested} stand for {self.target} and not for {others}; {good} of them tell it in "
+            f"the held-out cell ({cell})"
         )
 
     def table(self) -> list[tuple[str, ...]]:
@@ -115,7 +132,9 @@ class Discovery:
                 f"{one.share:.2f}",
                 f"{one.q:.2g}",
                 f"{one.held_out:.0%}",
-                f"{one.held_out_interval[0]:.0%} to {one.held_out_interval[1]:.0%}",
+                f"{one.held_out_interval[0]:.0%} to {one.held_out_interval[1]:.0%}"
+                if one.validated is not None
+                else "cannot say",
             )
             for one in self.found
         ]
@@ -126,6 +145,11 @@ class Discovery:
             "verdict": self.verdict(),
             "found": [dict(vars(one)) | {"validated": one.validated} for one in self.found],
         }
+
+
+def _can_validate(n: int) -> bool:
+    """Whether all of n units on the right side would be above chance."""
+    return wilson_interval(n, n)[0] > 0.5
 
 
 def discover(
@@ -163,6 +187,7 @@ def discover(
             f"got factors {', '.join(factors) or '(none)'}; need the target and at least one other, such as fragile "
             "colour."
         )
+    _check_numbers(n_permutations, seed)
     site = _site(checkpoint, site)
     units, over, labels = _units(run, factors)
     control = MatryoshkaSAE(checkpoint.sae.config, seed=seed + 1).to(checkpoint.sae.encoder.device)
@@ -217,12 +242,14 @@ def discover_arrays(
         n_shuffles: Whole searches with shuffled labels, for the control; 0 leaves it out.
         seed: Seeds shuffles and bootstrap.
     """
+    _check_numbers(n_permutations, seed)
     design = make_design(labels)
     cell = _cell(design, held_out)
     inside = (design.codes == cell).all(1)
     seen = design.take(~inside)
+    # The held-out cell takes no part in the choice either: chosen on it, noise would be right in it as well.
     tested, picked, n_target, discarded, target = _search(
-        latents_nf, design, n_permutations=n_permutations, seed=seed
+        np.asarray(latents_nf)[~inside], seen, n_permutations=n_permutations, seed=seed
     )
     rng = np.random.default_rng([seed, 2])
     found = []
@@ -241,10 +268,11 @@ def discover_arrays(
                 q=float(target.q[column]),
                 held_out=share,
                 held_out_interval=interval,
+                n_held_out=int(inside.sum()),
             )
         )
     controls = _controls(
-        latents_nf, design, inside, cell, raw_nd, random_nf, n_permutations, n_shuffles, seed
+        np.asarray(latents_nf), design, inside, cell, raw_nd, random_nf, n_permutations, n_shuffles, seed
     )
     return Discovery(
         target=design.names[0],
@@ -254,14 +282,20 @@ def discover_arrays(
         discarded=discarded,
         n_tested=len(tested),
         n_units=design.n,
+        n_held_out=int(inside.sum()),
         over=over,
         held_out_cell=", ".join(
             f"{name}={level[int(i)]}"
             for name, level, i in zip(design.names, design.levels, cell, strict=True)
         ),
-        detectable=detectable_effect(design, n_tests=max(1, len(tested))),
+        detectable=detectable_effect(seen, n_tests=len(tested), n_permutations=n_permutations),
         controls=controls,
     )
+
+
+def _check_numbers(n_permutations: int, seed: int) -> None:
+    if n_permutations < 0 or seed < 0:
+        raise InputError(f"got {n_permutations} permutations and seed {seed}; need numbers from 0 on.")
 
 
 def _search(
@@ -354,34 +388,35 @@ def _controls(
     seed: int,
 ) -> dict[str, float]:
     rng = np.random.default_rng([seed, 3])
+    fit = ~inside
+    seen = design.take(fit)
     n_found = []
     for number in range(n_shuffles):
-        codes = design.codes[:, 0].copy()
-        strata = design.strata(without=0)
+        codes = seen.codes[:, 0].copy()
+        strata = seen.strata(without=0)
         for s in range(strata.max() + 1):
             group = np.flatnonzero(strata == s)
             codes[group] = codes[rng.permutation(group)]
-        shuffled = design.with_codes(0, codes)
-        n_found.append(len(_search(latents, shuffled, n_permutations=99, seed=seed + number)[1]))
+        shuffled = seen.with_codes(0, codes)
+        n_found.append(len(_search(latents[fit], shuffled, n_permutations=99, seed=seed + number)[1]))
     out = {"shuffled labels, mean number found": float(np.mean(n_found))} if n_found else {}
     if random is not None:
         out["random dictionary, number found"] = float(
-            len(_search(random, design, n_permutations=n_permutations, seed=seed)[1])
+            len(_search(random[fit], seen, n_permutations=n_permutations, seed=seed)[1])
         )
     if raw is not None:
         x = np.asarray(raw, np.float64)
-        x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)
-        u, s, _ = np.linalg.svd(x, full_matrices=False)
+        x = (x - x[fit].mean(0)) / np.maximum(x[fit].std(0), 1e-12)
+        u, s, _ = np.linalg.svd(x[fit], full_matrices=False)
         n_parts = max(1, min(len(s) - 1, 50))
         out["PCA, number found"] = float(
-            len(_search(u[:, :n_parts] * s[:n_parts], design, n_permutations=n_permutations, seed=seed)[1])
+            len(_search(u[:, :n_parts] * s[:n_parts], seen, n_permutations=n_permutations, seed=seed)[1])
         )
-        y = np.where(design.codes[:, 0] == cell[0], 1.0, -1.0)
-        fit = ~inside
+        y = np.where(seen.codes[:, 0] == cell[0], 1.0, -1.0)
         # Kernel form of ridge: units are fewer than channels.
         gram = x[fit] @ x[fit].T
-        dual = np.linalg.solve(gram + np.trace(gram) / fit.sum() * np.eye(fit.sum()), y[fit] - y[fit].mean())
-        guess = x[inside] @ (x[fit].T @ dual) + y[fit].mean()
+        dual = np.linalg.solve(gram + np.trace(gram) / fit.sum() * np.eye(fit.sum()), y - y.mean())
+        guess = x[inside] @ (x[fit].T @ dual) + y.mean()
         out["dense probe, held-out share right"] = float((guess > 0).mean())
     return out
 

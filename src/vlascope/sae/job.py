@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..files import storage_errors
 from .checkpoint import CONFIG_NAME, PROOF_ROWS, load_sae, run_origin, save_sae
 from .config import SAEConfig, TrainConfig
 from .metrics import Evaluation, evaluate
 from .step import SAETrainer, StepReport
-from .stream import Split, TokenStream, read_rows, token_rows
+from .stream import Split, TokenStream, check_values, read_rows, token_rows
 from .team import ALONE, Team
 from .tensors import write_tensors
 
@@ -64,6 +65,7 @@ class Job:
     tokens: str
     device: str
     key: dict[str, Any]
+    force: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     n_tokens: int = 0
     stopped: bool = False
@@ -82,6 +84,7 @@ class Job:
         out: Path | str | None,
         alone: bool,
         device: str,
+        force: bool = False,
     ) -> Job:
         shape = SAEConfig(**{**config, "d_in": run.site(site).width})
         key = {
@@ -95,7 +98,7 @@ class Job:
             path = run.derived_dir("sae", key)
         else:
             path = Path(out) if alone else Path(out) / site.replace(":", "_")
-        return cls(site, path, shape, train, tokens, device, key)
+        return cls(site, path, shape, train, tokens, device, key, force)
 
     @property
     def n_done(self) -> int:
@@ -131,6 +134,8 @@ class Job:
         self, run: Run, split: Split, *, n_steps: int, sample: NDArray[np.float32], team: Team = ALONE
     ) -> None:
         self.held = held_out_sample(run, self.site, split, tokens=self.tokens, seed=self.train.seed)
+        for _ in held_out_chunks(run, self.site, split, tokens=self.tokens):
+            pass  # what the evaluation at the end could not read is named now
         self.trainer = SAETrainer(
             self.config, self.train, n_steps=n_steps, sample_td=torch.from_numpy(sample), device=self.device,
             team=team,
@@ -187,17 +192,30 @@ class Job:
             "n_tokens": self.n_tokens,
             "stopped": self.stopped,
             "n_steps": self.trainer.n_steps,
+            "force": self.force,
         }
         write_tensors(self.path / STATE_NAME, self.trainer.state(), metadata={"vlascope": json.dumps(facts)})
 
+    def forget(self) -> None:
+        """Delete the saved state, unless a training of the same settings left it that was to replace things too."""
+        from safetensors import SafetensorError
+
+        path = self.path / STATE_NAME
+        try:
+            facts = _facts(path) if path.is_file() else {}
+        except (OSError, SafetensorError, KeyError, ValueError):
+            facts = {}
+        if facts.get("key") != self.key or not facts.get("force"):
+            with storage_errors(path):
+                path.unlink(missing_ok=True)
+
     def _load(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         assert self.trainer is not None
         try:
-            with safe_open(path, framework="pt") as handle:
-                facts = json.loads((handle.metadata() or {})["vlascope"])
+            facts = _facts(path)
             tensors = load_file(path)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(
@@ -233,6 +251,14 @@ class Job:
         )
 
 
+def _facts(path: Path) -> dict[str, Any]:
+    """Return what a training state says about itself."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as handle:
+        return json.loads((handle.metadata() or {})["vlascope"])
+
+
 def held_out_sample(
     run: Run, site: str, split: Split, *, tokens: str, seed: int, n_rows: int = EVAL_ROWS
 ) -> NDArray[np.float32]:
@@ -249,4 +275,6 @@ def held_out_chunks(run: Run, site: str, split: Split, *, tokens: str) -> Iterat
     """Yield the chosen tokens of each held-out item."""
     acts = run.acts(site)
     for rows in token_rows(run, run.site(site).layout, tokens=tokens, items=split.held_out):
-        yield read_rows(acts, rows)
+        values = read_rows(acts, rows)
+        check_values(values, run, site, rows)
+        yield values

@@ -92,8 +92,6 @@ def _work(order: dict[str, Any]) -> None:
     for job in jobs:
         job.device = str(ray.train.torch.get_device()) if job.device != "cpu" else "cpu"
     train_group(run, jobs, order["split"], pool_bytes=order["pool_bytes"], quiet=True, team=team)
-    for job in jobs:
-        job.save()
 
 
 def _cause(error: Exception) -> Exception:

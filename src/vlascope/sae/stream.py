@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 POOL_BYTES = 256 << 20
 """Tokens held in memory, all sites together."""
 MIN_TOKENS = 64
+MAX_NORM = 1e18
+"""Longest token: squares and products of two must be finite in float32."""
 TOKEN_KINDS = ("auto", "all", *KINDS)
 
 
@@ -123,7 +125,7 @@ class TokenStream:
             for i in np.sort(items):
                 rows = self.rows_of[i]
                 pool[at : at + len(rows)] = read_rows(acts, rows)
-                _check(pool[at : at + len(rows)], self.run, site, rows)
+                check_values(pool[at : at + len(rows)], self.run, site, rows)
                 at += len(rows)
             out[site] = pool
         return out
@@ -142,7 +144,7 @@ class TokenStream:
         out = {}
         for site in self.sites:
             out[site] = np.asarray(self.run.acts(site)[flat], np.float32)
-            _check(out[site], self.run, site, flat)
+            check_values(out[site], self.run, site, flat)
         return out
 
 
@@ -178,7 +180,7 @@ def token_rows(
     if n < at_least:
         raise InputError(
             f"the run has {n} tokens of kind '{tokens}' in {len(items)} items of layout '{layout}'; need at least "
-            f"{at_least}. Capture more items, or choose others with --tokens."
+            f"{at_least}. Capture more items, or choose others with --kind."
         )
     return out
 
@@ -190,13 +192,25 @@ def read_rows(acts: Any, rows: NDArray[np.int64]) -> NDArray[Any]:
     return acts[rows]
 
 
-def _check(values: NDArray[Any], run: Run, site: str, rows: NDArray[np.int64]) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        sums = values.sum(1, dtype=np.float64)
-    if not np.isfinite(sums).all():
-        row = int(rows[np.flatnonzero(~np.isfinite(sums))[0]])
+def check_values(values: NDArray[Any], run: Run, site: str, rows: NDArray[np.int64]) -> None:
+    """Refuse tokens that cannot be computed with, by the name of their item.
+
+    Raises:
+        InputError: NaN, infinite or too large values.
+    """
+    with np.errstate(invalid="ignore"):
+        largest = np.maximum(values.max(1).astype(np.float64), -values.min(1).astype(np.float64))
+    good = largest <= MAX_NORM / np.sqrt(values.shape[1])  # false for NaN
+    if not good.all():
+        at = int(np.flatnonzero(~good)[0])
+        row = int(rows[at])
         item = run.items[int(run.tokens(run.site(site).layout).item[row])]
+        what = (
+            f"a value of size {largest[at]:.3g}, whose square float32 cannot hold"
+            if np.isfinite(largest[at])
+            else "NaN or infinite values"
+        )
         raise InputError(
-            f"site '{site}': the activations of item '{item.item_id}' hold NaN or infinite values (row {row}). "
-            "Capture the run again, or leave that item out."
+            f"site '{site}': the activations of item '{item.item_id}' hold {what} (row {row}). Capture the run again, "
+            "or leave that item out."
         )

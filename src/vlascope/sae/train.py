@@ -13,7 +13,7 @@ from ..files import storage_errors
 from ..progress import progress
 from ..runs.lock import write_lock
 from .config import TrainConfig
-from .job import STATE_NAME, Job, TrainResult
+from .job import Job, TrainResult
 from .stream import POOL_BYTES, Split, TokenStream, split_items
 from .team import ALONE, Team
 
@@ -53,7 +53,8 @@ def train_sae(
         out: Folder for the checkpoints, one per site below it when there are several; default: under the run's
             `derived/`.
         device: "cpu", "cuda", ...
-        force: Train again even if a checkpoint is there.
+        force: Train again even if a checkpoint or a state is there; only a training that was itself given `force`, and
+            was interrupted, goes on.
         pool_bytes: Memory for tokens, all sites together, per worker.
         engine: "local" trains in this process; "ray" with Ray Train: each worker has its share of every batch, and all
             take the same steps. Losses are those of one process with the same batches, up to rounding.
@@ -93,6 +94,7 @@ def train_sae(
             out=out,
             alone=len(names) == 1,
             device=device,
+            force=force,
         )
         for name in names
     ]
@@ -110,7 +112,7 @@ def train_sae(
                 job.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(write_lock(job.path))
             if force:
-                (job.path / STATE_NAME).unlink(missing_ok=True)
+                job.forget()
         layouts: dict[str, list[Job]] = {}
         for job in todo:
             layouts.setdefault(run.site(job.site).layout, []).append(job)
@@ -130,7 +132,7 @@ def train_sae(
 def train_group(
     run: Run, jobs: list[Job], split: Split, *, pool_bytes: int, quiet: bool, team: Team = ALONE
 ) -> None:
-    """Train at sites that share a layout to the end, from where their saved states are."""
+    """Train at sites that share a layout to the end, from where their saved states are; save them at the end."""
     first = jobs[0]
     stream = TokenStream(
         run,
@@ -169,6 +171,10 @@ def train_group(
         raise KeyboardInterrupt(
             f"stopped at step {jobs[0].n_done} of {n_steps}; the same command goes on from there."
         ) from None
+    if len(numbers):
+        # Other layouts may follow for hours, and an evaluation: stopped there, these are not trained again.
+        for job in jobs:
+            job.save()
 
 
 def same_split(run: Run, origin: Mapping[str, Any]) -> Split:
