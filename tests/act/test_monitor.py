@@ -198,13 +198,39 @@ def test_what_leaves_less_to_rebuild_is_seen_by_the_two_sided_error_alone(monito
     assert where.level is not None and where.level_rise < 0 and np.isfinite(where.level_rise)
 
 
-def test_limits_are_those_of_each_task_and_camera_at_its_share_of_the_rate(folder, checkpoint):
-    run = Run.open(folder / "clean")
+def split_in_two(run: Run) -> Run:
+    """The run, with the right of each picture as another camera's."""
     table = run.tokens("vision")
-    table.camera = np.where(table.col > 2, 1, 0).astype(
-        np.int16
-    )  # the right of each picture is another camera's
-    fitted = fit_monitor(run, checkpoint, alpha=0.1, quiet=True)
+    table.camera = np.where(table.col > 2, 1, 0).astype(np.int16)
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_cameras(folder, checkpoint) -> Monitor:
+    return fit_monitor(split_in_two(Run.open(folder / "clean")), checkpoint, alpha=0.1, quiet=True)
+
+
+def test_labelled_episodes_are_judged_over_all_cameras(two_cameras, wrong):
+    """The bug: what only the second camera shows was scored by the first alone."""
+    found = score_run(two_cameras, split_in_two(wrong), label="wrong", quiet=True).labelled
+    assert found is not None and found.auroc.value > 0.99 and found.detected.share >= 0.8
+    clean, attacked = [], []
+    for group in episodes_of(wrong):
+        tokens = episode_tokens(wrong, SITE, group, two_cameras.patches)
+        first = wrong.items[int(group[0])]
+        bad = wrong.items[int(group[-1])].labels["wrong"]
+        one = Watched(str(first.episode), tokens, onset=ONSET if bad else None, task=first.labels["sim_task"])
+        (attacked if bad else clean).append(one)
+    alone = [
+        evaluate_attack(two_cameras, attack="wrong", clean=clean, attacked=attacked, camera=c) for c in (0, 1)
+    ]
+    assert alone[0].auroc.value < 0.7 < 0.99 < alone[1].auroc.value
+    assert alone[0].false_alarms.alarms + alone[1].false_alarms.alarms >= found.false_alarms.alarms
+
+
+def test_limits_are_those_of_each_task_and_camera_at_its_share_of_the_rate(folder, checkpoint, two_cameras):
+    run = split_in_two(Run.open(folder / "clean"))
+    fitted = two_cameras
     assert fitted.camera_alpha == 0.05
     groups = episodes_of(run)
     tasks = [run.items[int(group[0])].labels["sim_task"] for group in groups]

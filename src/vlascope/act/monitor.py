@@ -232,6 +232,32 @@ class Monitor:
         """Return the scores of frames as seen by one camera: the mean of its highest patches, float64 [frames]."""
         return top_mean(patch_scores_fp[:, self.patches.of_camera(camera)], share=self.top)
 
+    def first_alarm(
+        self,
+        patch_scores_fp: NDArray[np.floating],
+        *,
+        task: str,
+        detector: str = "sae",
+        rule: Rule = "frame",
+        cameras: Sequence[int] | None = None,
+    ) -> tuple[int, int] | None:
+        """Return step and camera of the first alarm of an episode; None when no camera raises one.
+
+        Args:
+            patch_scores_fp: From `patch_scores`, all frames of the episode.
+            task: Task of its thresholds.
+            detector: Whose thresholds.
+            rule: What raises the alarm.
+            cameras: Numbers of the cameras to look at (default: all that are watched).
+        """
+        found: tuple[int, int] | None = None
+        for camera in self.camera_numbers if cameras is None else cameras:
+            limits = self.use(detector).thresholds[self.group(task, camera)]
+            at = limits.first_alarm(self.frame_scores(patch_scores_fp, camera=camera), rule=rule)
+            if at is not None and (found is None or at < found[0]):
+                found = (at, camera)
+        return found
+
     def explain(
         self, tokens_pd: NDArray[np.floating], *, detector: str = "sae", camera: int | None = None
     ) -> Where:

@@ -210,14 +210,11 @@ def _judge(
 ) -> EpisodeAlarm:
     fitted = monitor.use(detector)
     patch = monitor.patch_scores(tokens, detector=detector)
-    first: tuple[int, int] | None = None
+    first = monitor.first_alarm(patch, task=task, detector=detector, rule=rule)
     highest, limit = -np.inf, np.nan
     for camera in monitor.camera_numbers:
         scores = monitor.frame_scores(patch, camera=camera)
         limits = fitted.thresholds[monitor.group(task, camera)]
-        at = limits.first_alarm(scores, rule=rule)
-        if at is not None and (first is None or at < first[0]):
-            first = (at, camera)
         if scores.max() > highest:
             highest, limit = float(scores.max()), limits.sigma if rule == "sigma" else limits.frame
     return EpisodeAlarm(
