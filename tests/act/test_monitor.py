@@ -228,6 +228,36 @@ def test_labelled_episodes_are_judged_over_all_cameras(two_cameras, wrong):
     assert alone[0].false_alarms.alarms + alone[1].false_alarms.alarms >= found.false_alarms.alarms
 
 
+def test_the_realised_rate_counts_episodes_with_an_alarm_of_any_camera(
+    two_cameras, folder, checkpoint, tmp_path
+):
+    """The bug: pairs of episode and camera were counted, beside the rate stated for all cameras together."""
+    run = split_in_two(Run.open(folder / "clean"))
+    groups = episodes_of(run)
+    tasks = [run.items[int(group[0])].labels["sim_task"] for group in groups]
+    test = deal(run, checkpoint, groups, tasks, shares=(0.3, 0.4, 0.3), seed=0)[2]
+    expected = dict.fromkeys(TASKS, 0)
+    for i in test:
+        patch = two_cameras.patch_scores(episode_tokens(run, SITE, groups[i], two_cameras.patches))
+        expected[tasks[i]] += two_cameras.first_alarm(patch, task=tasks[i], rule="sigma") is not None
+    use = two_cameras.use("sae")
+    assert use.rate("sigma").n == two_cameras.facts["n_episodes"]["test"] == len(test)
+    assert {task: use.rate("sigma", task=task).alarms for task in TASKS} == expected
+    assert use.rate("sigma per frame").n == STEPS * len(test)
+    watcher = two_cameras.watcher(rule="frame")
+    watcher.start("pick", "main")
+    table = run.tokens("vision")
+    veto = watcher.watch(0, {SITE: 40 * np.asarray(run.acts(SITE)[table.rows_of(0)])})
+    assert veto is not None and use.rate("frame", task="pick").text() in veto.reason
+    path = save_monitor(two_cameras, tmp_path / "m", checkpoint=checkpoint)
+    assert load_monitor(path).summary() == two_cameras.summary()
+    facts = json.loads((path / MONITOR_NAME).read_text())
+    for one in facts["detectors"].values():  # as an older vlascope saved it
+        del one["realised_any_camera"]
+    (path / MONITOR_NAME).write_text(json.dumps(facts))
+    assert load_monitor(path).use("sae").rate("sigma", task="pick").n == 2 * use.rate("sigma", task="pick").n
+
+
 def test_limits_are_those_of_each_task_and_camera_at_its_share_of_the_rate(folder, checkpoint, two_cameras):
     run = split_in_two(Run.open(folder / "clean"))
     fitted = two_cameras

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -86,6 +86,8 @@ class Fitted:
         thresholds: By "task|camera".
         realised: By "task|camera", then by rule: alarms in clean episodes that nothing was fitted on; the rule
             "sigma per frame" counts frames.
+        any_camera: By task, then by rule: the same episodes, with an alarm of any camera. Empty in monitors that an
+            older vlascope saved.
     """
 
     detector: Detector
@@ -94,10 +96,23 @@ class Fitted:
     patch_threshold: float
     thresholds: Mapping[str, Thresholds]
     realised: Mapping[str, Mapping[str, Rate]]
+    any_camera: Mapping[str, Mapping[str, Rate]] = field(default_factory=dict)
 
-    def rate(self, rule: str) -> Rate:
-        """Return the realised rate of a rule over all tasks and cameras."""
-        rates = [by_rule[rule] for by_rule in self.realised.values() if rule in by_rule]
+    def rate(self, rule: str, *, task: str | None = None) -> Rate:
+        """Return the realised rate of a rule: in how many clean episodes any camera raised an alarm.
+
+        Args:
+            rule: One of the rules, or "sigma per frame".
+            task: Of this task alone, as in the keys of `thresholds` (default: of all).
+
+        An older monitor did not count that; its rate is over pairs of episode and camera.
+        """
+        known = self.any_camera or self.realised
+        rates = [
+            by_rule[rule]
+            for key, by_rule in known.items()
+            if rule in by_rule and (task is None or key.rpartition("|")[0] == task or key == task)
+        ]
         return Rate(alarms=sum(r.alarms for r in rates), n=sum(r.n for r in rates))
 
 

@@ -36,7 +36,7 @@ from .monitor_detectors import (
     pca_residual,
     standardized,
 )
-from .monitor_thresholds import Rate, Thresholds, calibrate, episodes_needed
+from .monitor_thresholds import RULES, Rate, Rule, Thresholds, calibrate, episodes_needed
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -260,16 +260,20 @@ def _fit_one(
     )
     thresholds: dict[str, Thresholds] = {}
     realised: dict[str, dict[str, Rate]] = {}
+    seen_by: dict[str, list[tuple[Thresholds, list[NDArray[np.float64]]]]] = {}
     for camera in np.unique(patches.camera):
         seen = np.flatnonzero(patches.camera == camera)
         name = cameras[camera] if camera < len(cameras) else f"camera{camera}"
         frames = [top_mean(one[:, seen], share=top) for one in scores]
         for task in sorted(set(tasks)):
-            group = f"{task if by else ANY_TASK}|{name}"
+            known = task if by else ANY_TASK
+            group = f"{known}|{name}"
             clean = [frames[i] for i in parts[1] if tasks[i] == task]
             limits = calibrate(clean, alpha=alpha, what=f"task '{task}', camera '{name}'")
             thresholds[group] = limits
-            realised[group] = realised_rates(limits, [frames[i] for i in parts[2] if tasks[i] == task])
+            test = [frames[i] for i in parts[2] if tasks[i] == task]
+            realised[group] = realised_rates([(limits, test)])
+            seen_by.setdefault(known, []).append((limits, test))
     return Fitted(
         detector=detector,
         centre=centre.astype(np.float32),
@@ -277,17 +281,31 @@ def _fit_one(
         patch_threshold=patch_threshold,
         thresholds=thresholds,
         realised=realised,
+        any_camera={task: realised_rates(cameras_of) for task, cameras_of in seen_by.items()},
     )
 
 
-def realised_rates(limits: Thresholds, episodes: Sequence[NDArray[np.floating]]) -> dict[str, Rate]:
-    """Return how many of some clean episodes raise an alarm, by rule; "sigma per frame" counts frames."""
+def realised_rates(
+    cameras: Sequence[tuple[Thresholds, Sequence[NDArray[np.floating]]]],
+) -> dict[str, Rate]:
+    """Return in how many of some clean episodes any camera raises an alarm, by rule; "sigma per frame" counts frames.
+
+    Args:
+        cameras: Per camera its thresholds and the frame scores of the same episodes.
+    """
+    n = len(cameras[0][1])
+
+    def over(i: int, rule: Rule) -> NDArray[np.bool_]:
+        return np.any(
+            [limits.over(np.asarray(episodes[i]), rule=rule) for limits, episodes in cameras], axis=0
+        )
+
     out: dict[str, Rate] = {}
-    for rule in limits.rules:
-        alarms = sum(limits.first_alarm(one, rule=rule) is not None for one in episodes)
-        out[rule] = Rate(alarms=alarms, n=len(episodes))
-    frames = np.concatenate([np.asarray(one) for one in episodes]) if len(episodes) else np.empty(0)
-    out["sigma per frame"] = Rate(alarms=int((frames > limits.sigma).sum()), n=len(frames))
+    for rule in RULES:
+        if all(rule in limits.rules for limits, _ in cameras):
+            out[rule] = Rate(alarms=sum(bool(over(i, rule).any()) for i in range(n)), n=n)
+    frames = np.concatenate([over(i, "sigma") for i in range(n)]) if n else np.empty(0, bool)
+    out["sigma per frame"] = Rate(alarms=int(frames.sum()), n=len(frames))
     return out
 
 
@@ -303,6 +321,13 @@ def fit_facts(monitor: Monitor) -> dict[str, Any]:
             name: {
                 group: {rule: rate.to_json() for rule, rate in by_rule.items()}
                 for group, by_rule in fitted.realised.items()
+            }
+            for name, fitted in monitor.fitted.items()
+        },
+        "realised_false_alarms_any_camera": {
+            name: {
+                task: {rule: rate.to_json() for rule, rate in by_rule.items()}
+                for task, by_rule in fitted.any_camera.items()
             }
             for name, fitted in monitor.fitted.items()
         },

@@ -116,7 +116,7 @@ class MonitorWatcher:
         x0, y0, x1, y1 = where.box
         level = "" if where.level is None else f", most at the dictionary's level {where.level}"
         what = "is" if rule != "cusum" else "adds up to"
-        realised = self.fitted.realised[group][self.rule]
+        realised = self.fitted.rate(self.rule, task=group.rpartition("|")[0])
         return Veto(
             reason=(
                 f"step {step}: the {self.detector} score at {monitor.site} {what} {score:.2f} (limit {limit:.2f}) in "
