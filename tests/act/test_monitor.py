@@ -21,7 +21,7 @@ from vlascope.act.monitor_evaluate import (
     patch_iou,
     weighted_auroc,
 )
-from vlascope.act.monitor_fit import deal, fit_monitor
+from vlascope.act.monitor_fit import deal, fit_monitor, held_out_of
 from vlascope.act.monitor_report import score_run
 from vlascope.act.monitor_store import DICTIONARY_NAME, MONITOR_NAME, TENSORS_NAME, load_monitor, save_monitor
 from vlascope.act.monitor_thresholds import conformal_threshold
@@ -31,6 +31,7 @@ from vlascope.errors import InputError, RunNotFoundError, RunVersionError, SiteN
 from vlascope.items.item import Item
 from vlascope.runs import Run, capture
 from vlascope.sae import Checkpoint, SAEConfig, SAETrainer, TrainConfig, load_sae, run_origin, save_sae
+from vlascope.sae.train import same_split
 
 SITE, D, STEPS = "vision.1", 7, 7
 WRONG = [1 * COLS + 3, 1 * COLS + 4, 2 * COLS + 3]  # neighbouring patches of the 3 x 5 grid
@@ -375,8 +376,6 @@ def test_what_cannot_be_fitted_is_said(folder, checkpoint):
 
 def test_episodes_that_the_dictionary_was_trained_on_never_calibrate(folder, checkpoint):
     run = Run.open(folder / "clean")
-    from vlascope.sae.train import same_split
-
     origin = dict(checkpoint.origin)
     origin["key"] = {"run": run.info["content_sha256"], "train": TrainConfig(held_out=0.5).to_json()}
     own = replace(checkpoint, origin=origin)
@@ -389,6 +388,33 @@ def test_episodes_that_the_dictionary_was_trained_on_never_calibrate(folder, che
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(groups)))
     alike = fit_monitor(run, own, alpha=0.1, by=None, quiet=True)
     assert set(alike.use("pca").thresholds) == {"*|main"}
+
+
+def test_another_capture_of_the_training_data_is_known(folder, checkpoint, monitor, tmp_path):
+    """The bug: at other sites it is another run, and the training episodes calibrated."""
+    run = Run.open(folder / "clean")
+    again = capture(
+        Planted(), Episodes(110), sites=[SITE, "vision.0"], out=tmp_path / "r", respond=False, quiet=True
+    )
+    assert again.info["content_sha256"] != run.info["content_sha256"]
+    split = same_split(run, {"key": {"train": TrainConfig(held_out=0.5).to_json()}})
+    origin = {
+        **checkpoint.origin,
+        "key": {"run": run.info["content_sha256"], "train": TrainConfig(held_out=0.5).to_json()},
+        "held_out_items": [run.items[int(i)].item_id for i in split.held_out[:1000]],
+        "n_held_out_items": len(split.held_out),
+    }
+    held = set(split.held_out.tolist())
+    by_ids, unknown = replace(checkpoint, origin=origin), {**origin, "held_out_items": ["other"]}
+    assert held_out_of(again, by_ids) == held
+    assert held_out_of(again, replace(checkpoint, origin=unknown)) is None
+    for one, expected in ((again, held), (Run.open(folder / "fresh"), None)):
+        named = {**unknown, "items_fingerprint": run.config["items"]["fingerprint"]}
+        assert held_out_of(one, replace(checkpoint, origin=named)) == expected
+    groups = episodes_of(again)
+    calibration = deal(again, by_ids, groups, ["*"] * 110, shares=(0.3, 0.4, 0.3), seed=0)[1]
+    assert all(held.issuperset(groups[i].tolist()) for i in calibration)
+    assert score_run(monitor, again, items=range(70), quiet=True).seen_before
 
 
 def test_bad_tokens_while_watching_are_refused(monitor, fresh):
@@ -501,7 +527,7 @@ def test_the_verbs_state_the_realised_rate(folder, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "realised when fitted" in text and "3 of 7" in text
     assert main(["monitor", "score", str(folder / "clean"), out, "-q"]) == 0
-    assert "fitted on this run" in capsys.readouterr().out
+    assert "fitted on this run or its data" in capsys.readouterr().out
     assert main(["monitor", "score", str(folder / "fresh"), out, "--label", "none", "-q"]) == 2
     assert "has no label 'none'" in capsys.readouterr().err
     assert main(["monitor", "score", str(folder / "fresh"), out, "--label", "wrong", "-q"]) == 2

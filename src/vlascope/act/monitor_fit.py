@@ -69,8 +69,9 @@ def fit_monitor(
 
     Whole episodes are dealt into three parts: the reference (what each place of the image usually scores, and the
     baselines' covariance), the calibration (thresholds) and the test, which nothing is fitted on: how many of its
-    episodes raise an alarm is the realised false-alarm rate. Where the run is the one that the dictionary was trained
-    on, its training episodes serve as the reference only: their errors are too small to calibrate with.
+    episodes raise an alarm is the realised false-alarm rate. Where the run shows the data that the dictionary was
+    trained on (see `held_out_of`), its training episodes serve as the reference only: their errors are too small to
+    calibrate with.
 
     Args:
         run: Clean episodes; items without an episode count as episodes of one frame.
@@ -173,6 +174,7 @@ def fit_monitor(
         model={"name": model.get("name"), "fingerprint": model.get("fingerprint")},
         facts={
             "run_sha256": run.info.get("content_sha256"),
+            "items_fingerprint": items_fingerprint(run),
             "n_episodes": {
                 name: len(part)
                 for name, part in zip(("reference", "calibration", "test"), parts, strict=True)
@@ -200,10 +202,7 @@ def deal(
     total = sum(shares)
     rng = np.random.default_rng([seed, 11])
     parts: list[list[int]] = [[], [], []]
-    key = checkpoint.origin.get("key") or {}
-    held: set[int] | None = None
-    if key.get("run") is not None and key.get("run") == run.info.get("content_sha256"):
-        held = {int(i) for i in same_split(run, checkpoint.origin).held_out}
+    held = held_out_of(run, checkpoint)
     for task in sorted(set(tasks)):
         own = [i for i, name in enumerate(tasks) if name == task]
         order = [own[int(j)] for j in rng.permutation(len(own))]
@@ -227,6 +226,35 @@ def deal(
         )
     first, second, third = (np.array(sorted(part), np.int64) for part in parts)
     return first, second, third
+
+
+def held_out_of(run: Run, checkpoint: Checkpoint) -> set[int] | None:
+    """Return the items of a run that a dictionary was not trained on; None when it was trained on other data.
+
+    A capture of the same data at other sites is another run, but shows the same episodes. Same data is: the run that
+    the dictionary was trained on, or one with the fingerprint of its items; of a dictionary that does not say that
+    fingerprint, a run in which the same items would be held out.
+    """
+    origin = checkpoint.origin
+    key = origin.get("key") or {}
+    if key.get("run") is None or "train" not in key or run.n_items < 2:
+        return None
+    split = same_split(run, origin)
+    held = {int(i) for i in split.held_out}
+    if key["run"] == run.info.get("content_sha256"):
+        return held
+    known = origin.get("items_fingerprint")
+    if known is not None:
+        return held if known == items_fingerprint(run) else None
+    ids = origin.get("held_out_items")
+    if not ids or origin.get("n_held_out_items") != len(held):
+        return None
+    return held if [run.items[int(i)].item_id for i in split.held_out[: len(ids)]] == list(ids) else None
+
+
+def items_fingerprint(run: Run) -> str | None:
+    """Return the fingerprint of the data that a run was captured from."""
+    return (run.config.get("items") or {}).get("fingerprint")
 
 
 def _level_logs(sae: SAEError, tokens_fpd: NDArray[np.float32]) -> NDArray[np.float32]:

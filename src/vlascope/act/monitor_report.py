@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..progress import progress
 from .monitor import Monitor, Where, episode_tokens, episodes_of, task_of
 from .monitor_evaluate import AttackResult, Watched, evaluate_attack
+from .monitor_fit import items_fingerprint
 from .monitor_thresholds import Rate, Rule
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class MonitorReport:
         episodes: One entry each.
         alarms: Episodes with an alarm among those that count as clean (all, without a label).
         fitted_rate: The realised rate on the clean episodes that the monitor was tested on when it was fitted.
-        seen_before: Whether the run is the one that the monitor was fitted on: `alarms` then proves nothing.
+        seen_before: Whether the run is the one that the monitor was fitted on, or another capture of its data: `alarms`
+            then proves nothing.
         labelled: Against the labelled episodes, where a label was given.
     """
 
@@ -106,7 +108,7 @@ class MonitorReport:
         ]
         if self.seen_before:
             out.append(
-                "the monitor was fitted on this run: most of these episodes say nothing about new ones"
+                "the monitor was fitted on this run or its data: most of these episodes say nothing about new ones"
             )
         elif self.alarms.n and not self.alarms.holds(self.alpha):
             out.append(
@@ -200,7 +202,7 @@ def score_run(
         episodes=tuple(found),
         alarms=Rate(alarms=sum(one.step is not None for one in counted), n=len(counted)),
         fitted_rate=fitted.rate(rule),
-        seen_before=run.info.get("content_sha256") == monitor.facts.get("run_sha256"),
+        seen_before=_is_fitted_on(monitor, run),
         labelled=against,
     )
 
@@ -229,6 +231,13 @@ def _judge(
         where=None
         if first is None
         else monitor.explain(tokens[first[0]], detector=detector, camera=first[1]),
+    )
+
+
+def _is_fitted_on(monitor: Monitor, run: Run) -> bool:
+    items = items_fingerprint(run)
+    return run.info.get("content_sha256") == monitor.facts.get("run_sha256") or (
+        items is not None and items == monitor.facts.get("items_fingerprint")
     )
 
 
