@@ -417,6 +417,28 @@ def test_another_capture_of_the_training_data_is_known(folder, checkpoint, monit
     assert score_run(monitor, again, items=range(70), quiet=True).seen_before
 
 
+def test_a_run_of_other_cameras_is_refused(monitor, two_cameras, tmp_path):
+    """The bug: it was scored, and its alarms named after the monitor's camera."""
+
+    class Elsewhere(Episodes):
+        def __init__(self, *cameras: str) -> None:
+            super().__init__(2, first=200)
+            self.cameras = cameras
+
+        def read(self, index: int) -> Item:
+            return replace(super().read(index), cameras=self.cameras)
+
+    runs = {}
+    for names in (("ceiling", "hand"), ("main", "hand")):
+        out = tmp_path / names[0]
+        runs[names] = capture(Planted(), Elsewhere(*names), sites=[SITE], out=out, respond=False, quiet=True)
+    with pytest.raises(InputError, match="shows camera 'ceiling', but the monitor was fitted on 'main'"):
+        score_run(monitor, runs["ceiling", "hand"], quiet=True)
+    assert score_run(monitor, runs["main", "hand"], quiet=True).alarms.n == 2, "the hand is not watched"
+    with pytest.raises(InputError, match="shows camera 'hand', but the monitor was fitted on 'wrist'"):
+        score_run(two_cameras, split_in_two(runs["main", "hand"]), quiet=True)
+
+
 def test_bad_tokens_while_watching_are_refused(monitor, fresh):
     watcher = monitor.watcher()
     tokens = np.asarray(fresh.acts(SITE)[fresh.tokens("vision").rows_of(0)])

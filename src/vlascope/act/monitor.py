@@ -224,6 +224,22 @@ class Monitor:
                 "on this model."
             )
 
+    def check_cameras(self, run: Run, items: Sequence[int] | NDArray[np.int64]) -> None:
+        """Refuse items whose watched pictures come from cameras of other names.
+
+        Raises:
+            InputError: another camera.
+        """
+        for i in items:
+            row = run.items[int(i)]
+            for number in self.camera_numbers:
+                name = row.cameras[number] if number < len(row.cameras) else f"camera{number}"
+                if name != self.camera_name(number):
+                    raise InputError(
+                        f"item '{row.item_id}' shows camera '{name}', but the monitor was fitted on "
+                        f"'{self.camera_name(number)}'. Fit one on that camera."
+                    )
+
     def patch_scores(self, tokens_fpd: NDArray[np.floating], *, detector: str = "sae") -> NDArray[np.float32]:
         """Return standardised scores of patches, float32 [frames, p]: deviations from the same place in clean frames.
 

@@ -158,7 +158,8 @@ def score_run(
         quiet: No progress bar.
 
     Raises:
-        InputError: another model, patches elsewhere, an unknown task, NaN, a label without both kinds of episodes.
+        InputError: another model or camera, patches elsewhere, an unknown task, NaN, a label without both kinds of
+            episodes.
         SiteNotFoundError: the run does not hold the monitor's site.
 
     Cost: for "sae" about the encoder's product per token; memory for one episode.
@@ -170,6 +171,7 @@ def score_run(
     watched: list[Watched] = []
     for group in progress(episodes_of(run, items), desc="scoring", unit="episode", quiet=quiet):
         task = task_of(run, group, monitor.by)
+        monitor.check_cameras(run, group)
         tokens = episode_tokens(run, monitor.site, group, monitor.patches)
         one = _judge(monitor, tokens, task=task, detector=detector, rule=rule)
         first = run.items[int(group[0])]
