@@ -177,9 +177,18 @@ def test_watching_step_by_step_equals_scoring_the_episode(monitor, wrong, detect
         if veto is not None:
             vetoed += 1
             assert veto.score > veto.threshold and veto.site == SITE and veto.box == expected.where.box
-            assert veto.details["realised_false_alarms"]["n"] > 0 and "stated 10.0%" in veto.reason
+            assert veto.details["realised_false_alarms"]["n"] > 0
+            assert ("no rate is stated" if rule == "sigma" else "stated 10.0%") in veto.reason
+            assert (veto.details["rule"], veto.threshold) == (expected.kind, expected.limit)
+            assert expected.score >= veto.score - 1e-4
             json.dumps(dict(veto.details), allow_nan=False)
     assert vetoed
+    promise = "no rate is stated" if rule == "sigma" else "stated for clean ones: 10.0%"
+    assert promise in scored.lines()[0]
+    assert scored.to_json()["stated_false_alarms"] == (None if rule == "sigma" else 0.1)
+    for one in scored.episodes:  # the bug: a sum was shown beside the limit of a frame
+        assert (one.score > one.limit) == (one.step is not None)
+        assert ("(sum)" in one.row()[4]) == (one.kind == "cusum")
 
 
 def test_what_leaves_less_to_rebuild_is_seen_by_the_two_sided_error_alone(monitor, fresh):

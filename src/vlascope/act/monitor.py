@@ -196,6 +196,10 @@ class Monitor:
             )
         return self.fitted[detector]
 
+    def stated(self, rule: str) -> float | None:
+        """Return the share of clean episodes that may raise an alarm; None for a rule that promises none."""
+        return None if rule == "sigma" else self.alpha
+
     def group(self, task: str, camera: int) -> str:
         """Return the name under which thresholds of a task and camera are kept.
 
@@ -333,7 +337,7 @@ class Monitor:
         for name, fitted in self.fitted.items():
             known = [rule for rule in RULES if all(rule in t.rules for t in fitted.thresholds.values())]
             for rule in (*known, "sigma per frame"):
-                stated = f"{self.alpha:.1%}" if rule in ("both", "frame", "cusum") else "(2.3 % of frames)"
+                stated = "(2.3 % of frames)" if rule.startswith("sigma") else f"{self.alpha:.1%}"
                 rows.append((name, rule, stated, fitted.rate(rule).text()))
         return rows
 

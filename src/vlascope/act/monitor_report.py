@@ -31,8 +31,9 @@ class EpisodeAlarm:
         n_steps: Frames.
         step: Frame of the first alarm; None when there is none.
         camera: Camera of that alarm.
-        score: Highest frame score.
-        limit: Threshold of a frame's score in the camera of the highest score.
+        kind: Limit that was broken, or came nearest to it: "frame", "cusum" or "sigma".
+        score: The highest that this limit judges: of a frame, or of the sum ("cusum"); in the camera of the alarm.
+        limit: That limit.
         where: What stands out in the frame of the first alarm.
         labelled: Whether the label says that something is wrong in it; None when no label was asked for.
     """
@@ -43,6 +44,7 @@ class EpisodeAlarm:
     n_steps: int
     step: int | None
     camera: str | None
+    kind: str
     score: float
     limit: float
     where: Where | None
@@ -57,7 +59,8 @@ class EpisodeAlarm:
         )
         level = "" if self.where is None or self.where.level is None else str(self.where.level)
         step = "-" if self.step is None else f"{self.step} of {self.n_steps}"
-        return (str(self.episode), self.task, step, f"{self.score:.2f}", f"{self.limit:.2f}", where, level)
+        limit = f"{self.limit:.2f}" + (" (sum)" if self.kind == "cusum" else "")
+        return (str(self.episode), self.task, step, f"{self.score:.2f}", limit, where, level)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -81,7 +84,7 @@ class MonitorReport:
 
     Attributes:
         detector, rule: What was asked.
-        alpha: Stated rate.
+        alpha: Stated rate; None for the rule that states none.
         episodes: One entry each.
         alarms: Episodes with an alarm among those that count as clean (all, without a label).
         fitted_rate: The realised rate on the clean episodes that the monitor was tested on when it was fitted.
@@ -92,7 +95,7 @@ class MonitorReport:
 
     detector: str
     rule: Rule
-    alpha: float
+    alpha: float | None
     episodes: tuple[EpisodeAlarm, ...]
     alarms: Rate
     fitted_rate: Rate
@@ -102,15 +105,15 @@ class MonitorReport:
     def lines(self) -> list[str]:
         """Return the outcome in sentences."""
         which = "clean episodes" if self.labelled else "episodes"
+        promise = "no rate is stated" if self.alpha is None else f"stated for clean ones: {self.alpha:.1%}"
         out = [
-            f"alarms in {self.alarms.text()} {which}; stated for clean ones: {self.alpha:.1%}; realised when fitted: "
-            f"{self.fitted_rate.text()}"
+            f"alarms in {self.alarms.text()} {which}; {promise}; realised when fitted: {self.fitted_rate.text()}"
         ]
         if self.seen_before:
             out.append(
                 "the monitor was fitted on this run or its data: most of these episodes say nothing about new ones"
             )
-        elif self.alarms.n and not self.alarms.holds(self.alpha):
+        elif self.alpha is not None and self.alarms.n and not self.alarms.holds(self.alpha):
             out.append(
                 "that is more than stated: either these episodes are not like the clean ones, or the monitor does not "
                 "fit them; look at the first alarms before trusting it"
@@ -200,7 +203,7 @@ def score_run(
     return MonitorReport(
         detector=detector,
         rule=rule,
-        alpha=monitor.alpha,
+        alpha=monitor.stated(rule),
         episodes=tuple(found),
         alarms=Rate(alarms=sum(one.step is not None for one in counted), n=len(counted)),
         fitted_rate=fitted.rate(rule),
@@ -215,12 +218,17 @@ def _judge(
     fitted = monitor.use(detector)
     patch = monitor.patch_scores(tokens, detector=detector)
     first = monitor.first_alarm(patch, task=task, detector=detector, rule=rule)
-    highest, limit = -np.inf, np.nan
-    for camera in monitor.camera_numbers:
+    # Without an alarm, what came nearest to its limit; with one, what was broken first.
+    candidates: list[tuple[float, str, float, float]] = []
+    for camera in monitor.camera_numbers if first is None else (first[1],):
         scores = monitor.frame_scores(patch, camera=camera)
-        limits = fitted.thresholds[monitor.group(task, camera)]
-        if scores.max() > highest:
-            highest, limit = float(scores.max()), limits.sigma if rule == "sigma" else limits.frame
+        for kind, values, limit in fitted.thresholds[monitor.group(task, camera)].judged(scores, rule=rule):
+            highest = float(values.max())
+            if first is None:
+                candidates.append((highest - limit, kind, highest, limit))
+            elif values[first[0]] > limit:
+                candidates.append((0.0, kind, highest, limit))
+    _, kind, score, limit = max(candidates, key=lambda one: one[0])
     return EpisodeAlarm(
         episode=0,
         item_id="",
@@ -228,7 +236,8 @@ def _judge(
         n_steps=len(tokens),
         step=None if first is None else first[0],
         camera=None if first is None else monitor.camera_name(first[1]),
-        score=highest,
+        kind=kind,
+        score=score,
         limit=limit,
         where=None
         if first is None

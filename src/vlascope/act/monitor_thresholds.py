@@ -100,17 +100,22 @@ class Thresholds:
 
     def over(self, scores: NDArray[np.floating], *, rule: Rule) -> NDArray[np.bool_]:
         """Return at which steps a rule is broken, bool [steps]."""
+        return np.any([values > limit for _, values, limit in self.judged(scores, rule=rule)], axis=0)
+
+    def judged(
+        self, scores: NDArray[np.floating], *, rule: Rule
+    ) -> list[tuple[str, NDArray[np.floating], float]]:
+        """Return what a rule compares: name of the limit ("frame", "cusum" or "sigma"), values [steps], limit."""
         if rule == "sigma":
-            return scores > self.sigma
+            return [("sigma", scores, self.sigma)]
         if rule == "frame":
-            return scores > self.frame
-        sums = self.cusums(scores)
+            return [("frame", scores, self.frame)]
         if rule == "cusum":
-            return sums > self.cusum
+            return [("cusum", self.cusums(scores), self.cusum)]
         if rule != "both":
             raise InputError(f"unknown rule '{rule}'; known are {', '.join(RULES)}.")
         frame, lasting = self.halves()
-        return (scores > frame) | (sums > lasting)
+        return [("frame", scores, frame), ("cusum", self.cusums(scores), lasting)]
 
     def halves(self) -> tuple[float, float]:
         """Return the thresholds of the rule "both", of the frame's score and of the CUSUM.
