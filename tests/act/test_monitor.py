@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -539,6 +540,26 @@ def test_patches_and_masks(monitor):
     high[0] = 50
     assert largest_group(patches, marked, high).tolist() == [0]
     assert top_mean(np.arange(15.0)[None], share=0.2).tolist() == [13.0]
+
+
+def test_dictionaries_of_one_folder_name_do_not_share_a_monitor(
+    folder, monitor, monkeypatch, tmp_path, capsys
+):
+    """The bug: the default folder was named after the dictionary's folder, and the second replaced the first."""
+    # The fit itself matters not, only where it goes.
+    monkeypatch.setattr("vlascope.act.monitor_fit.fit_monitor", lambda *a, **k: monitor)
+    places = []
+    for name in ("a", "b", "c"):
+        copy = tmp_path / name / "sae"
+        shutil.copytree(folder / "sae", copy)
+        if name == "c":
+            weights = copy / "sae_weights.safetensors"
+            save_file(
+                {k: v.clone() for k, v in load_file(weights).items()}, weights, metadata={"other": "yes"}
+            )
+        assert main(["monitor", "fit", str(folder / "clean"), str(copy), "-q", "--json"]) == 0
+        places.append(json.loads(capsys.readouterr().out)["path"])
+    assert places[0] == places[1] != places[2]
 
 
 def test_the_verbs_state_the_realised_rate(folder, tmp_path, capsys):
