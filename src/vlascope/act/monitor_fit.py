@@ -297,7 +297,9 @@ def _fit_one(
             known = task if by else ANY_TASK
             group = f"{known}|{name}"
             clean = [frames[i] for i in parts[1] if tasks[i] == task]
-            limits = calibrate(clean, alpha=alpha, what=f"task '{task}', camera '{name}'")
+            # A task without a reference of its own counts from that of all.
+            usual = [frames[i] for i in parts[0] if tasks[i] == task] or [frames[i] for i in parts[0]]
+            limits = calibrate(clean, reference=usual, alpha=alpha, what=f"task '{task}', camera '{name}'")
             thresholds[group] = limits
             test = [frames[i] for i in parts[2] if tasks[i] == task]
             realised[group] = realised_rates([(limits, test)])
