@@ -388,7 +388,7 @@ def test_episodes_that_the_dictionary_was_trained_on_never_calibrate(folder, che
     run = Run.open(folder / "clean")
     origin = dict(checkpoint.origin)
     origin["key"] = {"run": run.info["content_sha256"], "train": TrainConfig(held_out=0.5).to_json()}
-    own = replace(checkpoint, origin=origin)
+    own = replace(checkpoint, origin={**origin, "key": dict(origin["key"])})
     groups = episodes_of(run)
     parts = deal(run, own, groups, ["*"] * len(groups), shares=(0.3, 0.4, 0.3), seed=0)
     held = set(same_split(run, origin).held_out.tolist())
@@ -396,6 +396,14 @@ def test_episodes_that_the_dictionary_was_trained_on_never_calibrate(folder, che
     assert trained == [True] * len(parts[0]) + [False] * (len(groups) - len(parts[0]))
     assert len(parts[1]) > len(parts[2]) > 0
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(groups)))
+    # The bug: "got 3 calibration episodes; capture more", with most of the episodes there.
+    origin["key"]["train"] = TrainConfig().to_json()
+    few = replace(checkpoint, origin=origin)
+    with pytest.raises(InputError, match="Of 110 episodes, 99 trained the dictionary .* larger --held-out"):
+        fit_monitor(run, few, alpha=0.1, quiet=True)
+    trained_on = [i for i in range(run.n_items) if i not in set(same_split(run, origin).held_out.tolist())]
+    with pytest.raises(InputError, match="Of 99 episodes, 99 trained"):
+        fit_monitor(run, few, items=trained_on, quiet=True)
     alike = fit_monitor(run, own, alpha=0.1, by=None, quiet=True)
     assert set(alike.use("pca").thresholds) == {"*|main"}
 

@@ -36,7 +36,7 @@ from .monitor_detectors import (
     pca_residual,
     standardized,
 )
-from .monitor_thresholds import RULES, Rate, Rule, Thresholds, calibrate, episodes_needed
+from .monitor_thresholds import CAPTURE_MORE, RULES, Rate, Rule, Thresholds, calibrate, episodes_needed
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -112,6 +112,7 @@ def fit_monitor(
         by = TASK_LABEL if all(TASK_LABEL in run.items[int(i)].labels for g in groups for i in g) else None
     tasks = [task_of(run, group, by) for group in groups]
     parts = deal(run, checkpoint, groups, tasks, shares=shares, seed=seed)
+    advice = _advice(groups, held_out_of(run, checkpoint))
     reference = [groups[i] for i in parts[0]]
 
     def reference_tokens() -> Iterator[NDArray[np.float32]]:
@@ -157,6 +158,7 @@ def fit_monitor(
             by=by,
             alpha=alpha / alone,
             top=top,
+            advice=advice,
         )
         for one in detectors
     }
@@ -222,7 +224,8 @@ def deal(
             part += some
     if not all(parts):
         raise InputError(
-            f"got {len(groups)} clean episodes; they do not suffice for reference, calibration and test. Capture more."
+            f"got {len(groups)} clean episodes; they do not suffice for reference, calibration and test. "
+            f"{_advice(groups, held)}"
         )
     first, second, third = (np.array(sorted(part), np.int64) for part in parts)
     return first, second, third
@@ -252,6 +255,18 @@ def held_out_of(run: Run, checkpoint: Checkpoint) -> set[int] | None:
     return held if [run.items[int(i)].item_id for i in split.held_out[: len(ids)]] == list(ids) else None
 
 
+def _advice(groups: Sequence[NDArray[np.int64]], held: set[int] | None) -> str:
+    """What to do about too few calibration episodes."""
+    trained = 0 if held is None else sum(not held.issuperset(int(i) for i in group) for group in groups)
+    if not trained:
+        return CAPTURE_MORE
+    return (
+        f"Of {len(groups)} episodes, {trained} trained the dictionary and never calibrate: train it with a larger "
+        "--held-out, such as 0.6, or fit the monitor on another run. Or capture more, or state a higher rate with "
+        "--alpha."
+    )
+
+
 def items_fingerprint(run: Run) -> str | None:
     """Return the fingerprint of the data that a run was captured from."""
     return (run.config.get("items") or {}).get("fingerprint")
@@ -275,6 +290,7 @@ def _fit_one(
     by: str | None,
     alpha: float,
     top: float,
+    advice: str,
 ) -> Fitted:
     """Return centre, spread, thresholds and realised rates of one detector from the logarithms of its scores."""
     reference = np.concatenate([logs[i] for i in parts[0]])
@@ -299,7 +315,9 @@ def _fit_one(
             clean = [frames[i] for i in parts[1] if tasks[i] == task]
             # A task without a reference of its own counts from that of all.
             usual = [frames[i] for i in parts[0] if tasks[i] == task] or [frames[i] for i in parts[0]]
-            limits = calibrate(clean, reference=usual, alpha=alpha, what=f"task '{task}', camera '{name}'")
+            limits = calibrate(
+                clean, reference=usual, alpha=alpha, what=f"task '{task}', camera '{name}'", advice=advice
+            )
             thresholds[group] = limits
             test = [frames[i] for i in parts[2] if tasks[i] == task]
             realised[group] = realised_rates([(limits, test)])
