@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from vlascope.act.monitor_evaluate import (
     patch_iou,
     weighted_auroc,
 )
-from vlascope.act.monitor_fit import deal, fit_monitor
+from vlascope.act.monitor_fit import deal, fit_monitor, held_out_of
 from vlascope.act.monitor_report import score_run
 from vlascope.act.monitor_store import DICTIONARY_NAME, MONITOR_NAME, TENSORS_NAME, load_monitor, save_monitor
 from vlascope.act.monitor_thresholds import conformal_threshold
@@ -31,6 +32,7 @@ from vlascope.errors import InputError, RunNotFoundError, RunVersionError, SiteN
 from vlascope.items.item import Item
 from vlascope.runs import Run, capture
 from vlascope.sae import Checkpoint, SAEConfig, SAETrainer, TrainConfig, load_sae, run_origin, save_sae
+from vlascope.sae.train import same_split
 
 SITE, D, STEPS = "vision.1", 7, 7
 WRONG = [1 * COLS + 3, 1 * COLS + 4, 2 * COLS + 3]  # neighbouring patches of the 3 x 5 grid
@@ -176,9 +178,18 @@ def test_watching_step_by_step_equals_scoring_the_episode(monitor, wrong, detect
         if veto is not None:
             vetoed += 1
             assert veto.score > veto.threshold and veto.site == SITE and veto.box == expected.where.box
-            assert veto.details["realised_false_alarms"]["n"] > 0 and "stated 10.0%" in veto.reason
+            assert veto.details["realised_false_alarms"]["n"] > 0
+            assert ("no rate is stated" if rule == "sigma" else "stated 10.0%") in veto.reason
+            assert (veto.details["rule"], veto.threshold) == (expected.kind, expected.limit)
+            assert expected.score >= veto.score - 1e-4
             json.dumps(dict(veto.details), allow_nan=False)
     assert vetoed
+    promise = "no rate is stated" if rule == "sigma" else "stated for clean ones: 10.0%"
+    assert promise in scored.lines()[0]
+    assert scored.to_json()["stated_false_alarms"] == (None if rule == "sigma" else 0.1)
+    for one in scored.episodes:  # the bug: a sum was shown beside the limit of a frame
+        assert (one.score > one.limit) == (one.step is not None)
+        assert ("(sum)" in one.row()[4]) == (one.kind == "cusum")
 
 
 def test_what_leaves_less_to_rebuild_is_seen_by_the_two_sided_error_alone(monitor, fresh):
@@ -198,13 +209,69 @@ def test_what_leaves_less_to_rebuild_is_seen_by_the_two_sided_error_alone(monito
     assert where.level is not None and where.level_rise < 0 and np.isfinite(where.level_rise)
 
 
-def test_limits_are_those_of_each_task_and_camera_at_its_share_of_the_rate(folder, checkpoint):
-    run = Run.open(folder / "clean")
+def split_in_two(run: Run) -> Run:
+    """The run, with the right of each picture as another camera's."""
     table = run.tokens("vision")
-    table.camera = np.where(table.col > 2, 1, 0).astype(
-        np.int16
-    )  # the right of each picture is another camera's
-    fitted = fit_monitor(run, checkpoint, alpha=0.1, quiet=True)
+    table.camera = np.where(table.col > 2, 1, 0).astype(np.int16)
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_cameras(folder, checkpoint) -> Monitor:
+    return fit_monitor(split_in_two(Run.open(folder / "clean")), checkpoint, alpha=0.1, quiet=True)
+
+
+def test_labelled_episodes_are_judged_over_all_cameras(two_cameras, wrong):
+    """The bug: what only the second camera shows was scored by the first alone."""
+    found = score_run(two_cameras, split_in_two(wrong), label="wrong", quiet=True).labelled
+    assert found is not None and found.auroc.value > 0.99 and found.detected.share >= 0.8
+    clean, attacked = [], []
+    for group in episodes_of(wrong):
+        tokens = episode_tokens(wrong, SITE, group, two_cameras.patches)
+        first = wrong.items[int(group[0])]
+        bad = wrong.items[int(group[-1])].labels["wrong"]
+        one = Watched(str(first.episode), tokens, onset=ONSET if bad else None, task=first.labels["sim_task"])
+        (attacked if bad else clean).append(one)
+    alone = [
+        evaluate_attack(two_cameras, attack="wrong", clean=clean, attacked=attacked, camera=c) for c in (0, 1)
+    ]
+    assert alone[0].auroc.value < 0.7 < 0.99 < alone[1].auroc.value
+    assert alone[0].false_alarms.alarms + alone[1].false_alarms.alarms >= found.false_alarms.alarms
+
+
+def test_the_realised_rate_counts_episodes_with_an_alarm_of_any_camera(
+    two_cameras, folder, checkpoint, tmp_path
+):
+    """The bug: pairs of episode and camera were counted, beside the rate stated for all cameras together."""
+    run = split_in_two(Run.open(folder / "clean"))
+    groups = episodes_of(run)
+    tasks = [run.items[int(group[0])].labels["sim_task"] for group in groups]
+    test = deal(run, checkpoint, groups, tasks, shares=(0.3, 0.4, 0.3), seed=0)[2]
+    expected = dict.fromkeys(TASKS, 0)
+    for i in test:
+        patch = two_cameras.patch_scores(episode_tokens(run, SITE, groups[i], two_cameras.patches))
+        expected[tasks[i]] += two_cameras.first_alarm(patch, task=tasks[i], rule="sigma") is not None
+    use = two_cameras.use("sae")
+    assert use.rate("sigma").n == two_cameras.facts["n_episodes"]["test"] == len(test)
+    assert {task: use.rate("sigma", task=task).alarms for task in TASKS} == expected
+    assert use.rate("sigma per frame").n == STEPS * len(test)
+    watcher = two_cameras.watcher(rule="frame")
+    watcher.start("pick", "main")
+    table = run.tokens("vision")
+    veto = watcher.watch(0, {SITE: 40 * np.asarray(run.acts(SITE)[table.rows_of(0)])})
+    assert veto is not None and use.rate("frame", task="pick").text() in veto.reason
+    path = save_monitor(two_cameras, tmp_path / "m", checkpoint=checkpoint)
+    assert load_monitor(path).summary() == two_cameras.summary()
+    facts = json.loads((path / MONITOR_NAME).read_text())
+    for one in facts["detectors"].values():  # as an older vlascope saved it
+        del one["realised_any_camera"]
+    (path / MONITOR_NAME).write_text(json.dumps(facts))
+    assert load_monitor(path).use("sae").rate("sigma", task="pick").n == 2 * use.rate("sigma", task="pick").n
+
+
+def test_limits_are_those_of_each_task_and_camera_at_its_share_of_the_rate(folder, checkpoint, two_cameras):
+    run = split_in_two(Run.open(folder / "clean"))
+    fitted = two_cameras
     assert fitted.camera_alpha == 0.05
     groups = episodes_of(run)
     tasks = [run.items[int(group[0])].labels["sim_task"] for group in groups]
@@ -319,11 +386,9 @@ def test_what_cannot_be_fitted_is_said(folder, checkpoint):
 
 def test_episodes_that_the_dictionary_was_trained_on_never_calibrate(folder, checkpoint):
     run = Run.open(folder / "clean")
-    from vlascope.sae.train import same_split
-
     origin = dict(checkpoint.origin)
     origin["key"] = {"run": run.info["content_sha256"], "train": TrainConfig(held_out=0.5).to_json()}
-    own = replace(checkpoint, origin=origin)
+    own = replace(checkpoint, origin={**origin, "key": dict(origin["key"])})
     groups = episodes_of(run)
     parts = deal(run, own, groups, ["*"] * len(groups), shares=(0.3, 0.4, 0.3), seed=0)
     held = set(same_split(run, origin).held_out.tolist())
@@ -331,8 +396,65 @@ def test_episodes_that_the_dictionary_was_trained_on_never_calibrate(folder, che
     assert trained == [True] * len(parts[0]) + [False] * (len(groups) - len(parts[0]))
     assert len(parts[1]) > len(parts[2]) > 0
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(groups)))
+    # The bug: "got 3 calibration episodes; capture more", with most of the episodes there.
+    origin["key"]["train"] = TrainConfig().to_json()
+    few = replace(checkpoint, origin=origin)
+    with pytest.raises(InputError, match="Of 110 episodes, 99 trained the dictionary .* larger --held-out"):
+        fit_monitor(run, few, alpha=0.1, quiet=True)
+    trained_on = [i for i in range(run.n_items) if i not in set(same_split(run, origin).held_out.tolist())]
+    with pytest.raises(InputError, match="Of 99 episodes, 99 trained"):
+        fit_monitor(run, few, items=trained_on, quiet=True)
     alike = fit_monitor(run, own, alpha=0.1, by=None, quiet=True)
     assert set(alike.use("pca").thresholds) == {"*|main"}
+
+
+def test_another_capture_of_the_training_data_is_known(folder, checkpoint, monitor, tmp_path):
+    """The bug: at other sites it is another run, and the training episodes calibrated."""
+    run = Run.open(folder / "clean")
+    again = capture(
+        Planted(), Episodes(110), sites=[SITE, "vision.0"], out=tmp_path / "r", respond=False, quiet=True
+    )
+    assert again.info["content_sha256"] != run.info["content_sha256"]
+    split = same_split(run, {"key": {"train": TrainConfig(held_out=0.5).to_json()}})
+    origin = {
+        **checkpoint.origin,
+        "key": {"run": run.info["content_sha256"], "train": TrainConfig(held_out=0.5).to_json()},
+        "held_out_items": [run.items[int(i)].item_id for i in split.held_out[:1000]],
+        "n_held_out_items": len(split.held_out),
+    }
+    held = set(split.held_out.tolist())
+    by_ids, unknown = replace(checkpoint, origin=origin), {**origin, "held_out_items": ["other"]}
+    assert held_out_of(again, by_ids) == held
+    assert held_out_of(again, replace(checkpoint, origin=unknown)) is None
+    for one, expected in ((again, held), (Run.open(folder / "fresh"), None)):
+        named = {**unknown, "items_fingerprint": run.config["items"]["fingerprint"]}
+        assert held_out_of(one, replace(checkpoint, origin=named)) == expected
+    groups = episodes_of(again)
+    calibration = deal(again, by_ids, groups, ["*"] * 110, shares=(0.3, 0.4, 0.3), seed=0)[1]
+    assert all(held.issuperset(groups[i].tolist()) for i in calibration)
+    assert score_run(monitor, again, items=range(70), quiet=True).seen_before
+
+
+def test_a_run_of_other_cameras_is_refused(monitor, two_cameras, tmp_path):
+    """The bug: it was scored, and its alarms named after the monitor's camera."""
+
+    class Elsewhere(Episodes):
+        def __init__(self, *cameras: str) -> None:
+            super().__init__(2, first=200)
+            self.cameras = cameras
+
+        def read(self, index: int) -> Item:
+            return replace(super().read(index), cameras=self.cameras)
+
+    runs = {}
+    for names in (("ceiling", "hand"), ("main", "hand")):
+        out = tmp_path / names[0]
+        runs[names] = capture(Planted(), Elsewhere(*names), sites=[SITE], out=out, respond=False, quiet=True)
+    with pytest.raises(InputError, match="shows camera 'ceiling', but the monitor was fitted on 'main'"):
+        score_run(monitor, runs["ceiling", "hand"], quiet=True)
+    assert score_run(monitor, runs["main", "hand"], quiet=True).alarms.n == 2, "the hand is not watched"
+    with pytest.raises(InputError, match="shows camera 'hand', but the monitor was fitted on 'wrist'"):
+        score_run(two_cameras, split_in_two(runs["main", "hand"]), quiet=True)
 
 
 def test_bad_tokens_while_watching_are_refused(monitor, fresh):
@@ -428,6 +550,26 @@ def test_patches_and_masks(monitor):
     assert top_mean(np.arange(15.0)[None], share=0.2).tolist() == [13.0]
 
 
+def test_dictionaries_of_one_folder_name_do_not_share_a_monitor(
+    folder, monitor, monkeypatch, tmp_path, capsys
+):
+    """The bug: the default folder was named after the dictionary's folder, and the second replaced the first."""
+    # The fit itself matters not, only where it goes.
+    monkeypatch.setattr("vlascope.act.monitor_fit.fit_monitor", lambda *a, **k: monitor)
+    places = []
+    for name in ("a", "b", "c"):
+        copy = tmp_path / name / "sae"
+        shutil.copytree(folder / "sae", copy)
+        if name == "c":
+            weights = copy / "sae_weights.safetensors"
+            save_file(
+                {k: v.clone() for k, v in load_file(weights).items()}, weights, metadata={"other": "yes"}
+            )
+        assert main(["monitor", "fit", str(folder / "clean"), str(copy), "-q", "--json"]) == 0
+        places.append(json.loads(capsys.readouterr().out)["path"])
+    assert places[0] == places[1] != places[2]
+
+
 def test_the_verbs_state_the_realised_rate(folder, tmp_path, capsys):
     out = str(tmp_path / "m")
     words = ["monitor", "fit", str(folder / "clean"), str(folder / "sae"), "--alpha", "0.1", "-o", out, "-q"]
@@ -445,7 +587,7 @@ def test_the_verbs_state_the_realised_rate(folder, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "realised when fitted" in text and "3 of 7" in text
     assert main(["monitor", "score", str(folder / "clean"), out, "-q"]) == 0
-    assert "fitted on this run" in capsys.readouterr().out
+    assert "fitted on this run or its data" in capsys.readouterr().out
     assert main(["monitor", "score", str(folder / "fresh"), out, "--label", "none", "-q"]) == 2
     assert "has no label 'none'" in capsys.readouterr().err
     assert main(["monitor", "score", str(folder / "fresh"), out, "--label", "wrong", "-q"]) == 2

@@ -26,7 +26,7 @@ def test_the_stated_rate_is_kept_for_skewed_dependent_scores(alpha):
         # A common factor per episode and a heavy tail: nothing that mean + 2 deviations could handle.
         lengths = rng.integers(3, 12, n + 1)
         episodes = [np.exp(rng.normal(0, 1) + rng.normal(0, 0.5, length)) for length in lengths]
-        limits = calibrate(episodes[:n], alpha=alpha)
+        limits = calibrate(episodes[:n], reference=episodes[:n], alpha=alpha)
         alarms += limits.first_alarm(episodes[n], rule="frame") is not None
         sigma_alarms += limits.first_alarm(episodes[n], rule="sigma") is not None
     # Exactly floor((n + 1) alpha) / (n + 1) of new episodes exceed it.
@@ -50,16 +50,21 @@ def test_thresholds_are_order_statistics():
 def test_calibration_says_what_it_cannot_do():
     rng = np.random.default_rng(1)
     episodes = [rng.normal(size=5) for _ in range(20)]
-    limits = calibrate(episodes, alpha=0.05)
+    limits = calibrate(episodes, reference=[10 + 3 * one for one in episodes], alpha=0.05)
     assert limits.rules == ("frame", "cusum", "sigma")
     with pytest.raises(InputError, match="twice as many"):
         limits.over(episodes[0], rule="both")
     flat = np.concatenate(episodes)
     assert limits.sigma == pytest.approx(flat.mean() + 2 * flat.std())
     with pytest.raises(InputError, match="pick on a table: got 18 calibration episodes"):
-        calibrate(episodes[:18], alpha=0.05, what="pick on a table")
-    with pytest.raises(InputError, match="copies of one frame"):
-        calibrate([np.ones(3)] * 20, alpha=0.05)
+        calibrate(episodes[:18], reference=episodes, alpha=0.05, what="pick on a table")
+    same = [np.ones(3)] * 20
+    with pytest.raises(
+        InputError, match="the calibration episodes have the same score; are they copies of one"
+    ):
+        calibrate(same, reference=episodes, alpha=0.05)
+    with pytest.raises(InputError, match="the reference episodes have the same score"):
+        calibrate(episodes, reference=same, alpha=0.05)
     with pytest.raises(InputError, match="unknown rule"):
         limits.over(episodes[0], rule="vibes")  # type: ignore[arg-type]
 
@@ -67,8 +72,9 @@ def test_calibration_says_what_it_cannot_do():
 def test_limits_are_those_of_the_highest_of_each_episode():
     rng = np.random.default_rng(4)
     episodes = [rng.normal(size=rng.integers(2, 9)) for _ in range(43)]
-    limits = calibrate(episodes, alpha=0.1)
-    flat = np.concatenate(episodes)
+    reference = [rng.normal(0.3, 2, size=5) for _ in range(7)]
+    limits = calibrate(episodes, reference=reference, alpha=0.1)
+    flat = np.concatenate(reference)
     highest: list[float] = []
     for one in episodes:
         total, sums = 0.0, []
@@ -82,12 +88,23 @@ def test_limits_are_those_of_the_highest_of_each_episode():
     assert limits.frame_half == frames[41] and limits.cusum_half == pytest.approx(sums[41], rel=1e-12)
 
 
+def test_the_sum_keeps_the_stated_rate_with_few_episodes():
+    """Whatever it counts from, as long as that is not of the calibration: see the formula below."""
+    rng = np.random.default_rng(5)
+    alarms, n_draws, alpha = 0, 2000, 0.25
+    for _ in range(n_draws):
+        episodes = list(rng.normal(size=(9, 3)))
+        limits = calibrate(episodes[:3], reference=episodes[4:], alpha=alpha)
+        alarms += limits.first_alarm(episodes[3], rule="cusum") is not None
+    assert alarms / n_draws <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / n_draws)
+
+
 def test_both_rules_together_keep_the_rate():
     rng = np.random.default_rng(2)
     alarms = 0
     for _ in range(800):
-        episodes = [rng.normal(size=7) + 0.5 * rng.normal() for _ in range(60)]
-        limits = calibrate(episodes[:59], alpha=0.1)
+        episodes = [rng.normal(size=7) + 0.5 * rng.normal() for _ in range(80)]
+        limits = calibrate(episodes[:59], reference=episodes[60:], alpha=0.1)
         over = limits.over(episodes[59], rule="both")
         alone = limits.cusums(episodes[59]) > limits.cusum_half
         assert (over >= alone).all()

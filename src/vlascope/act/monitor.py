@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -86,6 +86,8 @@ class Fitted:
         thresholds: By "task|camera".
         realised: By "task|camera", then by rule: alarms in clean episodes that nothing was fitted on; the rule
             "sigma per frame" counts frames.
+        any_camera: By task, then by rule: the same episodes, with an alarm of any camera. Empty in monitors that an
+            older vlascope saved.
     """
 
     detector: Detector
@@ -94,10 +96,23 @@ class Fitted:
     patch_threshold: float
     thresholds: Mapping[str, Thresholds]
     realised: Mapping[str, Mapping[str, Rate]]
+    any_camera: Mapping[str, Mapping[str, Rate]] = field(default_factory=dict)
 
-    def rate(self, rule: str) -> Rate:
-        """Return the realised rate of a rule over all tasks and cameras."""
-        rates = [by_rule[rule] for by_rule in self.realised.values() if rule in by_rule]
+    def rate(self, rule: str, *, task: str | None = None) -> Rate:
+        """Return the realised rate of a rule: in how many clean episodes any camera raised an alarm.
+
+        Args:
+            rule: One of the rules, or "sigma per frame".
+            task: Of this task alone, as in the keys of `thresholds` (default: of all).
+
+        An older monitor did not count that; its rate is over pairs of episode and camera.
+        """
+        known = self.any_camera or self.realised
+        rates = [
+            by_rule[rule]
+            for key, by_rule in known.items()
+            if rule in by_rule and (task is None or key.rpartition("|")[0] == task or key == task)
+        ]
         return Rate(alarms=sum(r.alarms for r in rates), n=sum(r.n for r in rates))
 
 
@@ -181,6 +196,10 @@ class Monitor:
             )
         return self.fitted[detector]
 
+    def stated(self, rule: str) -> float | None:
+        """Return the share of clean episodes that may raise an alarm; None for a rule that promises none."""
+        return None if rule == "sigma" else self.alpha
+
     def group(self, task: str, camera: int) -> str:
         """Return the name under which thresholds of a task and camera are kept.
 
@@ -209,6 +228,22 @@ class Monitor:
                 "on this model."
             )
 
+    def check_cameras(self, run: Run, items: Sequence[int] | NDArray[np.int64]) -> None:
+        """Refuse items whose watched pictures come from cameras of other names.
+
+        Raises:
+            InputError: another camera.
+        """
+        for i in items:
+            row = run.items[int(i)]
+            for number in self.camera_numbers:
+                name = row.cameras[number] if number < len(row.cameras) else f"camera{number}"
+                if name != self.camera_name(number):
+                    raise InputError(
+                        f"item '{row.item_id}' shows camera '{name}', but the monitor was fitted on "
+                        f"'{self.camera_name(number)}'. Fit one on that camera."
+                    )
+
     def patch_scores(self, tokens_fpd: NDArray[np.floating], *, detector: str = "sae") -> NDArray[np.float32]:
         """Return standardised scores of patches, float32 [frames, p]: deviations from the same place in clean frames.
 
@@ -231,6 +266,32 @@ class Monitor:
     def frame_scores(self, patch_scores_fp: NDArray[np.floating], *, camera: int) -> NDArray[np.float64]:
         """Return the scores of frames as seen by one camera: the mean of its highest patches, float64 [frames]."""
         return top_mean(patch_scores_fp[:, self.patches.of_camera(camera)], share=self.top)
+
+    def first_alarm(
+        self,
+        patch_scores_fp: NDArray[np.floating],
+        *,
+        task: str,
+        detector: str = "sae",
+        rule: Rule = "frame",
+        cameras: Sequence[int] | None = None,
+    ) -> tuple[int, int] | None:
+        """Return step and camera of the first alarm of an episode; None when no camera raises one.
+
+        Args:
+            patch_scores_fp: From `patch_scores`, all frames of the episode.
+            task: Task of its thresholds.
+            detector: Whose thresholds.
+            rule: What raises the alarm.
+            cameras: Numbers of the cameras to look at (default: all that are watched).
+        """
+        found: tuple[int, int] | None = None
+        for camera in self.camera_numbers if cameras is None else cameras:
+            limits = self.use(detector).thresholds[self.group(task, camera)]
+            at = limits.first_alarm(self.frame_scores(patch_scores_fp, camera=camera), rule=rule)
+            if at is not None and (found is None or at < found[0]):
+                found = (at, camera)
+        return found
 
     def explain(
         self, tokens_pd: NDArray[np.floating], *, detector: str = "sae", camera: int | None = None
@@ -276,7 +337,7 @@ class Monitor:
         for name, fitted in self.fitted.items():
             known = [rule for rule in RULES if all(rule in t.rules for t in fitted.thresholds.values())]
             for rule in (*known, "sigma per frame"):
-                stated = f"{self.alpha:.1%}" if rule in ("both", "frame", "cusum") else "(2.3 % of frames)"
+                stated = "(2.3 % of frames)" if rule.startswith("sigma") else f"{self.alpha:.1%}"
                 rows.append((name, rule, stated, fitted.rate(rule).text()))
         return rows
 

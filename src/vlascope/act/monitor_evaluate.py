@@ -112,7 +112,7 @@ def evaluate_attack(
     attacked: Sequence[Watched],
     detector: str = "sae",
     rule: Rule = "frame",
-    camera: int = 0,
+    camera: int | None = None,
     seed: int = 0,
 ) -> AttackResult:
     """Return how well a detector tells attacked frames from clean ones, when, and where.
@@ -124,7 +124,8 @@ def evaluate_attack(
         attacked: Episodes with an onset.
         detector: "sae", "sae-change", "mahalanobis" or "pca".
         rule: What raises the alarm.
-        camera: The camera.
+        camera: Judge by this camera alone. Without it an alarm of any camera counts, and a frame scores what its
+            highest camera does.
         seed: Seeds the bootstrap.
 
     Raises:
@@ -136,15 +137,23 @@ def evaluate_attack(
             f"got {len(clean)} clean and {len(attacked)} attacked episodes; need both, the latter with their onset."
         )
     fitted = monitor.use(detector)
+    cameras = monitor.camera_numbers if camera is None else (camera,)
+
+    def judged(one: Watched) -> tuple[NDArray[np.float32], NDArray[np.float64], int | None]:
+        """Patch scores, frame scores and the step of the first alarm."""
+        patch = monitor.patch_scores(one.tokens, detector=detector)
+        scores = np.max([monitor.frame_scores(patch, camera=c) for c in cameras], axis=0)
+        alarm = monitor.first_alarm(patch, task=one.task, detector=detector, rule=rule, cameras=cameras)
+        return patch, scores, None if alarm is None else alarm[0]
+
     names, values, labels = [], [], []
     alarms = 0
     # Clean frames of the same steps: scores follow the course of an episode, attacked or not.
     low = min(one.onset for one in attacked if one.onset is not None)
     high = max(len(one.tokens) for one in attacked)
     for one in clean:
-        scores = monitor.frame_scores(monitor.patch_scores(one.tokens, detector=detector), camera=camera)
-        limits = fitted.thresholds[monitor.group(one.task, camera)]
-        alarms += limits.first_alarm(scores, rule=rule) is not None
+        _, scores, first = judged(one)
+        alarms += first is not None
         same = scores[low:high]
         names += [one.name] * len(same)
         values.append(same)
@@ -152,13 +161,10 @@ def evaluate_attack(
     found, early, delays, overlaps = 0, 0, [], []
     for one in attacked:
         assert one.onset is not None
-        patch = monitor.patch_scores(one.tokens, detector=detector)
-        scores = monitor.frame_scores(patch, camera=camera)
-        limits = fitted.thresholds[monitor.group(one.task, camera)]
+        patch, scores, first = judged(one)
         names += [one.name] * (len(scores) - one.onset)
         values.append(scores[one.onset :])
         labels.append(np.ones(len(scores) - one.onset, bool))
-        first = limits.first_alarm(scores, rule=rule)
         if first is not None and first < one.onset:
             early += 1
         elif first is not None:

@@ -36,7 +36,7 @@ from .monitor_detectors import (
     pca_residual,
     standardized,
 )
-from .monitor_thresholds import Rate, Thresholds, calibrate, episodes_needed
+from .monitor_thresholds import CAPTURE_MORE, RULES, Rate, Rule, Thresholds, calibrate, episodes_needed
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -69,8 +69,9 @@ def fit_monitor(
 
     Whole episodes are dealt into three parts: the reference (what each place of the image usually scores, and the
     baselines' covariance), the calibration (thresholds) and the test, which nothing is fitted on: how many of its
-    episodes raise an alarm is the realised false-alarm rate. Where the run is the one that the dictionary was trained
-    on, its training episodes serve as the reference only: their errors are too small to calibrate with.
+    episodes raise an alarm is the realised false-alarm rate. Where the run shows the data that the dictionary was
+    trained on (see `held_out_of`), its training episodes serve as the reference only: their errors are too small to
+    calibrate with.
 
     Args:
         run: Clean episodes; items without an episode count as episodes of one frame.
@@ -111,6 +112,7 @@ def fit_monitor(
         by = TASK_LABEL if all(TASK_LABEL in run.items[int(i)].labels for g in groups for i in g) else None
     tasks = [task_of(run, group, by) for group in groups]
     parts = deal(run, checkpoint, groups, tasks, shares=shares, seed=seed)
+    advice = _advice(groups, held_out_of(run, checkpoint))
     reference = [groups[i] for i in parts[0]]
 
     def reference_tokens() -> Iterator[NDArray[np.float32]]:
@@ -156,6 +158,7 @@ def fit_monitor(
             by=by,
             alpha=alpha / alone,
             top=top,
+            advice=advice,
         )
         for one in detectors
     }
@@ -173,6 +176,7 @@ def fit_monitor(
         model={"name": model.get("name"), "fingerprint": model.get("fingerprint")},
         facts={
             "run_sha256": run.info.get("content_sha256"),
+            "items_fingerprint": items_fingerprint(run),
             "n_episodes": {
                 name: len(part)
                 for name, part in zip(("reference", "calibration", "test"), parts, strict=True)
@@ -200,10 +204,7 @@ def deal(
     total = sum(shares)
     rng = np.random.default_rng([seed, 11])
     parts: list[list[int]] = [[], [], []]
-    key = checkpoint.origin.get("key") or {}
-    held: set[int] | None = None
-    if key.get("run") is not None and key.get("run") == run.info.get("content_sha256"):
-        held = {int(i) for i in same_split(run, checkpoint.origin).held_out}
+    held = held_out_of(run, checkpoint)
     for task in sorted(set(tasks)):
         own = [i for i, name in enumerate(tasks) if name == task]
         order = [own[int(j)] for j in rng.permutation(len(own))]
@@ -223,10 +224,52 @@ def deal(
             part += some
     if not all(parts):
         raise InputError(
-            f"got {len(groups)} clean episodes; they do not suffice for reference, calibration and test. Capture more."
+            f"got {len(groups)} clean episodes; they do not suffice for reference, calibration and test. "
+            f"{_advice(groups, held)}"
         )
     first, second, third = (np.array(sorted(part), np.int64) for part in parts)
     return first, second, third
+
+
+def held_out_of(run: Run, checkpoint: Checkpoint) -> set[int] | None:
+    """Return the items of a run that a dictionary was not trained on; None when it was trained on other data.
+
+    A capture of the same data at other sites is another run, but shows the same episodes. Same data is: the run that
+    the dictionary was trained on, or one with the fingerprint of its items; of a dictionary that does not say that
+    fingerprint, a run in which the same items would be held out.
+    """
+    origin = checkpoint.origin
+    key = origin.get("key") or {}
+    if key.get("run") is None or "train" not in key or run.n_items < 2:
+        return None
+    split = same_split(run, origin)
+    held = {int(i) for i in split.held_out}
+    if key["run"] == run.info.get("content_sha256"):
+        return held
+    known = origin.get("items_fingerprint")
+    if known is not None:
+        return held if known == items_fingerprint(run) else None
+    ids = origin.get("held_out_items")
+    if not ids or origin.get("n_held_out_items") != len(held):
+        return None
+    return held if [run.items[int(i)].item_id for i in split.held_out[: len(ids)]] == list(ids) else None
+
+
+def _advice(groups: Sequence[NDArray[np.int64]], held: set[int] | None) -> str:
+    """What to do about too few calibration episodes."""
+    trained = 0 if held is None else sum(not held.issuperset(int(i) for i in group) for group in groups)
+    if not trained:
+        return CAPTURE_MORE
+    return (
+        f"Of {len(groups)} episodes, {trained} trained the dictionary and never calibrate: train it with a larger "
+        "--held-out, such as 0.6, or fit the monitor on another run. Or capture more, or state a higher rate with "
+        "--alpha."
+    )
+
+
+def items_fingerprint(run: Run) -> str | None:
+    """Return the fingerprint of the data that a run was captured from."""
+    return (run.config.get("items") or {}).get("fingerprint")
 
 
 def _level_logs(sae: SAEError, tokens_fpd: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -247,6 +290,7 @@ def _fit_one(
     by: str | None,
     alpha: float,
     top: float,
+    advice: str,
 ) -> Fitted:
     """Return centre, spread, thresholds and realised rates of one detector from the logarithms of its scores."""
     reference = np.concatenate([logs[i] for i in parts[0]])
@@ -260,16 +304,24 @@ def _fit_one(
     )
     thresholds: dict[str, Thresholds] = {}
     realised: dict[str, dict[str, Rate]] = {}
+    seen_by: dict[str, list[tuple[Thresholds, list[NDArray[np.float64]]]]] = {}
     for camera in np.unique(patches.camera):
         seen = np.flatnonzero(patches.camera == camera)
         name = cameras[camera] if camera < len(cameras) else f"camera{camera}"
         frames = [top_mean(one[:, seen], share=top) for one in scores]
         for task in sorted(set(tasks)):
-            group = f"{task if by else ANY_TASK}|{name}"
+            known = task if by else ANY_TASK
+            group = f"{known}|{name}"
             clean = [frames[i] for i in parts[1] if tasks[i] == task]
-            limits = calibrate(clean, alpha=alpha, what=f"task '{task}', camera '{name}'")
+            # A task without a reference of its own counts from that of all.
+            usual = [frames[i] for i in parts[0] if tasks[i] == task] or [frames[i] for i in parts[0]]
+            limits = calibrate(
+                clean, reference=usual, alpha=alpha, what=f"task '{task}', camera '{name}'", advice=advice
+            )
             thresholds[group] = limits
-            realised[group] = realised_rates(limits, [frames[i] for i in parts[2] if tasks[i] == task])
+            test = [frames[i] for i in parts[2] if tasks[i] == task]
+            realised[group] = realised_rates([(limits, test)])
+            seen_by.setdefault(known, []).append((limits, test))
     return Fitted(
         detector=detector,
         centre=centre.astype(np.float32),
@@ -277,17 +329,31 @@ def _fit_one(
         patch_threshold=patch_threshold,
         thresholds=thresholds,
         realised=realised,
+        any_camera={task: realised_rates(cameras_of) for task, cameras_of in seen_by.items()},
     )
 
 
-def realised_rates(limits: Thresholds, episodes: Sequence[NDArray[np.floating]]) -> dict[str, Rate]:
-    """Return how many of some clean episodes raise an alarm, by rule; "sigma per frame" counts frames."""
+def realised_rates(
+    cameras: Sequence[tuple[Thresholds, Sequence[NDArray[np.floating]]]],
+) -> dict[str, Rate]:
+    """Return in how many of some clean episodes any camera raises an alarm, by rule; "sigma per frame" counts frames.
+
+    Args:
+        cameras: Per camera its thresholds and the frame scores of the same episodes.
+    """
+    n = len(cameras[0][1])
+
+    def over(i: int, rule: Rule) -> NDArray[np.bool_]:
+        return np.any(
+            [limits.over(np.asarray(episodes[i]), rule=rule) for limits, episodes in cameras], axis=0
+        )
+
     out: dict[str, Rate] = {}
-    for rule in limits.rules:
-        alarms = sum(limits.first_alarm(one, rule=rule) is not None for one in episodes)
-        out[rule] = Rate(alarms=alarms, n=len(episodes))
-    frames = np.concatenate([np.asarray(one) for one in episodes]) if len(episodes) else np.empty(0)
-    out["sigma per frame"] = Rate(alarms=int((frames > limits.sigma).sum()), n=len(frames))
+    for rule in RULES:
+        if all(rule in limits.rules for limits, _ in cameras):
+            out[rule] = Rate(alarms=sum(bool(over(i, rule).any()) for i in range(n)), n=n)
+    frames = np.concatenate([over(i, "sigma") for i in range(n)]) if n else np.empty(0, bool)
+    out["sigma per frame"] = Rate(alarms=int(frames.sum()), n=len(frames))
     return out
 
 
@@ -303,6 +369,13 @@ def fit_facts(monitor: Monitor) -> dict[str, Any]:
             name: {
                 group: {rule: rate.to_json() for rule, rate in by_rule.items()}
                 for group, by_rule in fitted.realised.items()
+            }
+            for name, fitted in monitor.fitted.items()
+        },
+        "realised_false_alarms_any_camera": {
+            name: {
+                task: {rule: rate.to_json() for rule, rate in by_rule.items()}
+                for task, by_rule in fitted.any_camera.items()
             }
             for name, fitted in monitor.fitted.items()
         },

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..progress import progress
 from .monitor import Monitor, Where, episode_tokens, episodes_of, task_of
 from .monitor_evaluate import AttackResult, Watched, evaluate_attack
+from .monitor_fit import items_fingerprint
 from .monitor_thresholds import Rate, Rule
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ class EpisodeAlarm:
         n_steps: Frames.
         step: Frame of the first alarm; None when there is none.
         camera: Camera of that alarm.
-        score: Highest frame score.
-        limit: Threshold of a frame's score in the camera of the highest score.
+        kind: Limit that was broken, or came nearest to it: "frame", "cusum" or "sigma".
+        score: The highest that this limit judges: of a frame, or of the sum ("cusum"); in the camera of the alarm.
+        limit: That limit.
         where: What stands out in the frame of the first alarm.
         labelled: Whether the label says that something is wrong in it; None when no label was asked for.
     """
@@ -42,6 +44,7 @@ class EpisodeAlarm:
     n_steps: int
     step: int | None
     camera: str | None
+    kind: str
     score: float
     limit: float
     where: Where | None
@@ -56,7 +59,8 @@ class EpisodeAlarm:
         )
         level = "" if self.where is None or self.where.level is None else str(self.where.level)
         step = "-" if self.step is None else f"{self.step} of {self.n_steps}"
-        return (str(self.episode), self.task, step, f"{self.score:.2f}", f"{self.limit:.2f}", where, level)
+        limit = f"{self.limit:.2f}" + (" (sum)" if self.kind == "cusum" else "")
+        return (str(self.episode), self.task, step, f"{self.score:.2f}", limit, where, level)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -80,17 +84,18 @@ class MonitorReport:
 
     Attributes:
         detector, rule: What was asked.
-        alpha: Stated rate.
+        alpha: Stated rate; None for the rule that states none.
         episodes: One entry each.
         alarms: Episodes with an alarm among those that count as clean (all, without a label).
         fitted_rate: The realised rate on the clean episodes that the monitor was tested on when it was fitted.
-        seen_before: Whether the run is the one that the monitor was fitted on: `alarms` then proves nothing.
+        seen_before: Whether the run is the one that the monitor was fitted on, or another capture of its data: `alarms`
+            then proves nothing.
         labelled: Against the labelled episodes, where a label was given.
     """
 
     detector: str
     rule: Rule
-    alpha: float
+    alpha: float | None
     episodes: tuple[EpisodeAlarm, ...]
     alarms: Rate
     fitted_rate: Rate
@@ -100,15 +105,15 @@ class MonitorReport:
     def lines(self) -> list[str]:
         """Return the outcome in sentences."""
         which = "clean episodes" if self.labelled else "episodes"
+        promise = "no rate is stated" if self.alpha is None else f"stated for clean ones: {self.alpha:.1%}"
         out = [
-            f"alarms in {self.alarms.text()} {which}; stated for clean ones: {self.alpha:.1%}; realised when fitted: "
-            f"{self.fitted_rate.text()}"
+            f"alarms in {self.alarms.text()} {which}; {promise}; realised when fitted: {self.fitted_rate.text()}"
         ]
         if self.seen_before:
             out.append(
-                "the monitor was fitted on this run: most of these episodes say nothing about new ones"
+                "the monitor was fitted on this run or its data: most of these episodes say nothing about new ones"
             )
-        elif self.alarms.n and not self.alarms.holds(self.alpha):
+        elif self.alpha is not None and self.alarms.n and not self.alarms.holds(self.alpha):
             out.append(
                 "that is more than stated: either these episodes are not like the clean ones, or the monitor does not "
                 "fit them; look at the first alarms before trusting it"
@@ -156,7 +161,8 @@ def score_run(
         quiet: No progress bar.
 
     Raises:
-        InputError: another model, patches elsewhere, an unknown task, NaN, a label without both kinds of episodes.
+        InputError: another model or camera, patches elsewhere, an unknown task, NaN, a label without both kinds of
+            episodes.
         SiteNotFoundError: the run does not hold the monitor's site.
 
     Cost: for "sae" about the encoder's product per token; memory for one episode.
@@ -168,6 +174,7 @@ def score_run(
     watched: list[Watched] = []
     for group in progress(episodes_of(run, items), desc="scoring", unit="episode", quiet=quiet):
         task = task_of(run, group, monitor.by)
+        monitor.check_cameras(run, group)
         tokens = episode_tokens(run, monitor.site, group, monitor.patches)
         one = _judge(monitor, tokens, task=task, detector=detector, rule=rule)
         first = run.items[int(group[0])]
@@ -196,11 +203,11 @@ def score_run(
     return MonitorReport(
         detector=detector,
         rule=rule,
-        alpha=monitor.alpha,
+        alpha=monitor.stated(rule),
         episodes=tuple(found),
         alarms=Rate(alarms=sum(one.step is not None for one in counted), n=len(counted)),
         fitted_rate=fitted.rate(rule),
-        seen_before=run.info.get("content_sha256") == monitor.facts.get("run_sha256"),
+        seen_before=_is_fitted_on(monitor, run),
         labelled=against,
     )
 
@@ -210,16 +217,18 @@ def _judge(
 ) -> EpisodeAlarm:
     fitted = monitor.use(detector)
     patch = monitor.patch_scores(tokens, detector=detector)
-    first: tuple[int, int] | None = None
-    highest, limit = -np.inf, np.nan
-    for camera in monitor.camera_numbers:
+    first = monitor.first_alarm(patch, task=task, detector=detector, rule=rule)
+    # Without an alarm, what came nearest to its limit; with one, what was broken first.
+    candidates: list[tuple[float, str, float, float]] = []
+    for camera in monitor.camera_numbers if first is None else (first[1],):
         scores = monitor.frame_scores(patch, camera=camera)
-        limits = fitted.thresholds[monitor.group(task, camera)]
-        at = limits.first_alarm(scores, rule=rule)
-        if at is not None and (first is None or at < first[0]):
-            first = (at, camera)
-        if scores.max() > highest:
-            highest, limit = float(scores.max()), limits.sigma if rule == "sigma" else limits.frame
+        for kind, values, limit in fitted.thresholds[monitor.group(task, camera)].judged(scores, rule=rule):
+            highest = float(values.max())
+            if first is None:
+                candidates.append((highest - limit, kind, highest, limit))
+            elif values[first[0]] > limit:
+                candidates.append((0.0, kind, highest, limit))
+    _, kind, score, limit = max(candidates, key=lambda one: one[0])
     return EpisodeAlarm(
         episode=0,
         item_id="",
@@ -227,11 +236,19 @@ def _judge(
         n_steps=len(tokens),
         step=None if first is None else first[0],
         camera=None if first is None else monitor.camera_name(first[1]),
-        score=highest,
+        kind=kind,
+        score=score,
         limit=limit,
         where=None
         if first is None
         else monitor.explain(tokens[first[0]], detector=detector, camera=first[1]),
+    )
+
+
+def _is_fitted_on(monitor: Monitor, run: Run) -> bool:
+    items = items_fingerprint(run)
+    return run.info.get("content_sha256") == monitor.facts.get("run_sha256") or (
+        items is not None and items == monitor.facts.get("items_fingerprint")
     )
 
 

@@ -65,6 +65,10 @@ def save_monitor(monitor: Monitor, path: Path | str, *, checkpoint: Checkpoint) 
                 group: {rule: rate.to_json() for rule, rate in by_rule.items()}
                 for group, by_rule in fitted.realised.items()
             },
+            "realised_any_camera": {
+                task: {rule: rate.to_json() for rule, rate in by_rule.items()}
+                for task, by_rule in fitted.any_camera.items()
+            },
         }
     write_tensors(path / TENSORS_NAME, tensors)
     sae = monitor.fitted["sae"].detector
@@ -136,10 +140,8 @@ def load_monitor(path: Path | str, *, device: str = "cpu") -> Monitor:
                 spread=tensors[f"{name}.spread"].numpy(),
                 patch_threshold=float(one["patch_threshold"]),
                 thresholds={group: Thresholds(**values) for group, values in one["thresholds"].items()},
-                realised={
-                    group: {rule: Rate(alarms=r["alarms"], n=r["n"]) for rule, r in by_rule.items()}
-                    for group, by_rule in one["realised_false_alarms"].items()
-                },
+                realised=_rates(one["realised_false_alarms"]),
+                any_camera=_rates(one.get("realised_any_camera", {})),
             )
             for name, one in facts["detectors"].items()
         }
@@ -164,3 +166,10 @@ def load_monitor(path: Path | str, *, device: str = "cpu") -> Monitor:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the monitor in '{path}' cannot be read ({error!r}); fit it again.") from error
+
+
+def _rates(saved: dict[str, Any]) -> dict[str, dict[str, Rate]]:
+    return {
+        group: {rule: Rate(alarms=r["alarms"], n=r["n"]) for rule, r in by_rule.items()}
+        for group, by_rule in saved.items()
+    }

@@ -19,6 +19,7 @@ DRIFT = 1.0
 """What CUSUM takes off at each step, in deviations of a clean frame's score."""
 N_SIGMA = 2.0
 CUSUM_CAP = 1e4
+CAPTURE_MORE = "Capture more clean episodes, or state a higher rate with --alpha."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,9 @@ class Thresholds:
     """What the scores of one task and camera may be.
 
     Attributes:
-        mean: Of the frame scores of the calibration episodes.
+        mean: Of the frame scores of the reference episodes, which set no limit: what CUSUM is counted from.
         deviation: Their standard deviation, > 0.
-        sigma: mean + 2 deviations.
+        sigma: Mean + 2 deviations of the frame scores of the calibration episodes themselves.
         frame: Split-conformal threshold of a frame's score, at the full false-alarm rate.
         cusum: The same of the CUSUM.
         frame_half, cusum_half: At half the rate each, so that both together stay within the rate; None when there
@@ -93,24 +94,30 @@ class Thresholds:
 
         Args:
             scores: [steps], one episode's frame scores.
-            rule: "frame", "cusum", "both" (either, at half the rate each) or "sigma" (mean + 2 deviations).
+            rule: "frame", "cusum", "both" (either, at half the rate each) or "sigma" (mean + 2 deviations of the
+                calibration's frames).
         """
         over = self.over(scores, rule=rule)
         return int(np.argmax(over)) if over.any() else None
 
     def over(self, scores: NDArray[np.floating], *, rule: Rule) -> NDArray[np.bool_]:
         """Return at which steps a rule is broken, bool [steps]."""
+        return np.any([values > limit for _, values, limit in self.judged(scores, rule=rule)], axis=0)
+
+    def judged(
+        self, scores: NDArray[np.floating], *, rule: Rule
+    ) -> list[tuple[str, NDArray[np.floating], float]]:
+        """Return what a rule compares: name of the limit ("frame", "cusum" or "sigma"), values [steps], limit."""
         if rule == "sigma":
-            return scores > self.sigma
+            return [("sigma", scores, self.sigma)]
         if rule == "frame":
-            return scores > self.frame
-        sums = self.cusums(scores)
+            return [("frame", scores, self.frame)]
         if rule == "cusum":
-            return sums > self.cusum
+            return [("cusum", self.cusums(scores), self.cusum)]
         if rule != "both":
             raise InputError(f"unknown rule '{rule}'; known are {', '.join(RULES)}.")
         frame, lasting = self.halves()
-        return (scores > frame) | (sums > lasting)
+        return [("frame", scores, frame), ("cusum", self.cusums(scores), lasting)]
 
     def halves(self) -> tuple[float, float]:
         """Return the thresholds of the rule "both", of the frame's score and of the CUSUM.
@@ -135,13 +142,25 @@ class Thresholds:
         return cusum((np.asarray(scores, np.float64) - self.mean) / self.deviation)
 
 
-def calibrate(episodes: Sequence[NDArray[np.floating]], *, alpha: float, what: str = "") -> Thresholds:
+def calibrate(
+    episodes: Sequence[NDArray[np.floating]],
+    *,
+    reference: Sequence[NDArray[np.floating]],
+    alpha: float,
+    what: str = "",
+    advice: str = CAPTURE_MORE,
+) -> Thresholds:
     """Return thresholds from the frame scores of clean episodes that the detector was not fitted on.
+
+    CUSUM counts from the mean of the reference, in its deviations: were they the calibration episodes' own, a new
+    episode would not be exchangeable with those, and the limit would not keep its rate.
 
     Args:
         episodes: One [steps] array per episode.
+        reference: The same for other clean episodes.
         alpha: Share of new clean episodes that may raise an alarm.
         what: Names the task and camera in errors.
+        advice: What to do about too few episodes.
 
     Raises:
         InputError: too few episodes for that share, or scores without any spread.
@@ -153,28 +172,33 @@ def calibrate(episodes: Sequence[NDArray[np.floating]], *, alpha: float, what: s
     if len(episodes) < need:
         raise InputError(
             f"{what or 'the monitor'}: got {len(episodes)} calibration episodes; a rate of {alpha:.1%} needs at least "
-            f"{need}. Capture more clean episodes, or state a higher rate with --alpha."
+            f"{need}. {advice}"
         )
-    flat = np.concatenate([np.asarray(one, np.float64) for one in episodes])
-    mean, deviation = float(flat.mean()), float(flat.std())
-    if not deviation > 1e-12 * max(1.0, abs(mean)):
-        raise InputError(
-            f"{what or 'the monitor'}: all frames of the calibration episodes have the same score; are they copies of "
-            "one frame?"
-        )
+    own_mean, own_deviation = _moments(
+        episodes, what=f"{what or 'the monitor'}: all frames of the calibration"
+    )
+    mean, deviation = _moments(reference, what=f"{what or 'the monitor'}: all frames of the reference")
     maxima = np.array([np.max(one) for one in episodes])
     sums = np.array([cusum((np.asarray(one, np.float64) - mean) / deviation).max() for one in episodes])
     half = len(episodes) >= episodes_needed(alpha / 2)
     return Thresholds(
         mean=mean,
         deviation=deviation,
-        sigma=mean + N_SIGMA * deviation,
+        sigma=own_mean + N_SIGMA * own_deviation,
         frame=conformal_threshold(maxima, alpha=alpha),
         cusum=conformal_threshold(sums, alpha=alpha),
         frame_half=conformal_threshold(maxima, alpha=alpha / 2) if half else None,
         cusum_half=conformal_threshold(sums, alpha=alpha / 2) if half else None,
         n_episodes=len(episodes),
     )
+
+
+def _moments(episodes: Sequence[NDArray[np.floating]], *, what: str) -> tuple[float, float]:
+    flat = np.concatenate([np.asarray(one, np.float64) for one in episodes])
+    mean, deviation = float(flat.mean()), float(flat.std())
+    if not deviation > 1e-12 * max(1.0, abs(mean)):
+        raise InputError(f"{what} episodes have the same score; are they copies of one frame?")
+    return mean, deviation
 
 
 def episodes_needed(alpha: float) -> int:

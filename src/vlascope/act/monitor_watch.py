@@ -116,12 +116,14 @@ class MonitorWatcher:
         x0, y0, x1, y1 = where.box
         level = "" if where.level is None else f", most at the dictionary's level {where.level}"
         what = "is" if rule != "cusum" else "adds up to"
-        realised = self.fitted.realised[group][self.rule]
+        stated = monitor.stated(self.rule)
+        promise = "no rate is stated" if stated is None else f"stated {stated:.1%}"
+        realised = self.fitted.rate(self.rule, task=group.rpartition("|")[0])
         return Veto(
             reason=(
                 f"step {step}: the {self.detector} score at {monitor.site} {what} {score:.2f} (limit {limit:.2f}) in "
                 f"camera {monitor.camera_name(camera)} at x {x0:.0f}-{x1:.0f}, y {y0:.0f}-{y1:.0f}{level}; clean "
-                f"episodes raised an alarm {realised.text()}, stated {monitor.alpha:.1%}"
+                f"episodes raised an alarm {realised.text()}, {promise}"
             ),
             score=score,
             threshold=limit,
@@ -137,7 +139,7 @@ class MonitorWatcher:
                 ],
                 "level": where.level,
                 "level_rises": {str(k): v for k, v in where.level_rises.items()},
-                "stated_false_alarms": monitor.alpha,
+                "stated_false_alarms": stated,
                 "realised_false_alarms": realised.to_json(),
             },
         )

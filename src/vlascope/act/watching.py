@@ -129,7 +129,7 @@ def watch_report(loop: ClosedLoop, *, watched_by: SavedMonitor, is_clean: bool) 
     return WatchReport(
         stopped=Rate(alarms=len(rows), n=loop.n),
         rows=rows,
-        stated=None if watched_by.rule == "sigma" else monitor.alpha,
+        stated=monitor.stated(watched_by.rule),
         fitted=monitor.use(watched_by.detector).rate(watched_by.rule),
         is_clean=is_clean,
     )

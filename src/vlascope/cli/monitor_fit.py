@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ._common import Common, Device, OptionalText, OutPath, RunPath, give, table
 from ._main import OK
@@ -39,8 +38,10 @@ def run(args: Args) -> int:
     from ..act.monitor import RATE_HEAD
     from ..act.monitor_fit import fit_facts, fit_monitor
     from ..act.monitor_store import save_monitor
+    from ..files import file_hash
     from ..runs import Run
     from ..sae import load_sae
+    from ..sae.checkpoint import WEIGHTS_NAME
 
     captured = Run.open(args.run)
     found = load_sae(args.sae, run=captured, site=args.site, device=args.device)
@@ -55,7 +56,7 @@ def run(args: Args) -> int:
         quiet=args.quiet,
     )
     key = {"site": monitor.site, "alpha": args.alpha, "by": args.by, "top": args.top, "seed": args.seed}
-    out = args.out or captured.derived_dir("monitor", key | {"sae": str(Path(args.sae).name)})
+    out = args.out or captured.derived_dir("monitor", key | {"sae": file_hash(found.path / WEIGHTS_NAME)})
     save_monitor(monitor, out, checkpoint=found)
     counts = monitor.facts["n_episodes"]
     text = (
