@@ -56,6 +56,7 @@ def run_origin(run: Run, site: str) -> dict[str, Any]:
         "model": model.get("name"),
         "model_fingerprint": model.get("fingerprint"),
         "run_sha256": run.info.get("content_sha256"),
+        "items_fingerprint": run.config.get("items", {}).get("fingerprint"),
         "site": site,
         "width": run.site(site).width,
     }
