@@ -253,7 +253,7 @@ def test_pairs_need_the_same_episodes(mini, plain):
 
 
 def test_pairs_are_counted_episode_by_episode():
-    def loop(successes, lifted, vetoed=()):
+    def loop(successes, lifted, vetoed=(), *, scene=""):
         episodes = [
             SimpleNamespace(success=bool(one), lifted=up, instruction=SimpleNamespace(target=0))
             for one, up in zip(successes, lifted, strict=True)
@@ -261,7 +261,7 @@ def test_pairs_are_counted_episode_by_episode():
         vetoes = tuple(Veto(reason="strange") if i in vetoed else None for i in range(len(episodes)))
         return SimpleNamespace(
             task="pick", seed=3, n=len(episodes), episodes=episodes, vetoes=vetoes, watched=bool(vetoed), condition="e",
-            success_rate=float(np.mean(successes)),
+            edit="no edit", scene=scene, success_rate=float(np.mean(successes)),
         )  # fmt: skip
 
     base: Any = loop([1, 1, 1, 1, 0, 0, 1], [(0,)] * 4 + [(1,), (), (0,)])
@@ -275,6 +275,18 @@ def test_pairs_are_counted_episode_by_episode():
     assert found.wrong_object.value == pytest.approx((2 - 1) / 7)
     assert found.stopped_good.value == 2 / 5 and found.stopped_bad.value == 1 / 2
     assert found.stopped_good.interval == wilson_interval(2, 5)
+
+    # What the unchanged scenes came to says nothing about the changed ones that were stopped.
+    lifted = [()] * 7
+    dark: Any = loop([0] * 7, lifted, vetoed=(2, 3, 5), scene="dark")
+    found = compare(base, dark)
+    assert found.stopped_good.value is None and "not played" in found.stopped_good.reason
+    assert found.stopped_bad.value is None and found.difference.value == pytest.approx(-5 / 7)
+    free: Any = loop([0, 0, 1, 0, 1, 0, 0], lifted, scene="dark")
+    found = compare(base, dark, unwatched=free)
+    assert found.stopped_good.value == 1 / 2 and found.stopped_bad.value == 2 / 5
+    with pytest.raises(InputError, match="need the same edit and scene"):
+        compare(base, dark, unwatched=base)
 
 
 def test_mcnemar_is_the_binomial_test():
