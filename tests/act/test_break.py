@@ -129,6 +129,34 @@ def test_nothing_breaks_and_wrong_requests(monkeypatch):
         find_breaks(None, n_scenes=0)  # type: ignore[arg-type]
 
 
+def test_what_was_found_is_kept_when_the_capture_fails(monkeypatch, tmp_path):
+    from vlascope import api
+    from vlascope.cli import main
+
+    play, _ = weak_to(lambda one: one.scene.brightness < 0.4)
+    monkeypatch.setattr(breaking, "play", play)
+    monkeypatch.setattr(breaking, "episodes_of", lambda *_, **__: None)
+
+    def full(*_, **__):
+        raise InputError("no room")
+
+    monkeypatch.setattr(api, "capture", full)
+    words = (
+        "break",
+        "mini-vla",
+        "--kinds",
+        "lighting",
+        "-q",
+        "--device",
+        "cpu",
+        "-o",
+        str(tmp_path / "broken"),
+    )
+    assert main(list(words)) == 2
+    kept = json.loads((tmp_path / "broken" / "break.json").read_text())
+    assert kept["breaks"][0]["size"] > 0 and "run" not in kept
+
+
 @pytest.mark.sim
 def test_both_episodes_come_back_as_items(mini, monkeypatch):
     pytest.importorskip("pybullet")

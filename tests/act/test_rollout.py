@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ from vlascope.act.player import Settings, answer_and_read
 from vlascope.act.rollout import Played, groups_of
 from vlascope.act.steer import SteerDirection
 from vlascope.act.workers import _receive, play_in_processes
-from vlascope.errors import InputError, WorkerError
+from vlascope.errors import InputError, StorageError, WorkerError
 from vlascope.models import VLAPolicy, load
 from vlascope.sim import Perturbation, wilson_interval
 from vlascope.sim import rollout as one_by_one
@@ -244,6 +245,39 @@ def test_only_failures_are_written(mini, plain, tmp_path, monkeypatch):
     )
     closed_loop(mini, n_episodes=1, seed=40, failures_out=tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_taken_folder_is_found_before_anything_is_played(mini, tmp_path, monkeypatch, capsys):
+    from vlascope.cli import main
+
+    def never(*_, **__):
+        raise AssertionError("something was played")
+
+    monkeypatch.setattr("vlascope.act.rollout.play", never)
+    monkeypatch.setattr("vlascope.act.breaking.play", never)
+    monkeypatch.setattr("vlascope.sim.rollout", never)
+    taken, on_file = tmp_path / "taken", tmp_path / "note.txt" / "failed"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("keep")
+    on_file.parent.write_text("a file")
+    for name in ("out", "failures_out"):
+        for place, said in ((taken, "exists"), (on_file, "is a file"), (Path.cwd(), "you are in")):
+            with pytest.raises(StorageError, match=said):
+                closed_loop(mini, n_episodes=1, **{name: place})
+    with pytest.raises(InputError, match="two things"):
+        closed_loop(mini, n_episodes=1, out=tmp_path / "a", failures_out=tmp_path / "a")
+    few = ("mini-vla", "-q", "--device", "cpu")
+    for words in (
+        ("rollout", *few, "--cut", "text:action", "-o", str(taken)),
+        ("rollout", *few, "--cut", "text:action", "--failures", str(taken)),
+        ("break", *few, "-o", str(taken)),
+        ("sim", "rollout", *few, "-o", str(taken)),
+    ):
+        assert main(list(words)) == 2
+        said = capsys.readouterr().err
+        assert "exists; choose another" in said and "--force" not in said and "--resume" not in said
+    assert main(["break", *few, "-o", str(tmp_path / "new"), "--sites", "vision.77"]) == 2
+    assert "no site" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_pairs_need_the_same_episodes(mini, plain):

@@ -77,11 +77,13 @@ def run(args: Args) -> int:
     from .. import api
     from ..act import closed_loop, compare
     from ..act.paired import success_result
+    from ..act.rollout import check_free
     from ..act.watching import WATCH_HEAD, saved_monitor, watch_report
     from ..measure.result import TABLE_HEAD
     from ..measure.result import table as rows_of
     from ..sim import Perturbation
 
+    check_free(args.out, args.failures)  # before the unchanged episodes are played
     model = api.load(args.model, device=args.device)
     edit = chosen_edit(args, model)
     watched_by = None

@@ -30,9 +30,11 @@ class Args(Common):
 def run(args: Args) -> int:
     """Roll out and print the counts."""
     from .. import api
+    from ..act.rollout import check_free
     from ..models.policy import VLAPolicy
     from ..sim import rollout
 
+    check_free(args.out)
     model = api.load(args.model, device=args.device)
     say(args, f"{model.name}: {args.episodes} episodes of '{args.task}', seed {args.seed}")
     # A reply that is no action moves nothing; it must not end the count.
