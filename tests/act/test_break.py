@@ -121,6 +121,11 @@ def test_nothing_breaks_and_wrong_requests(monkeypatch):
     monkeypatch.setattr(breaking, "play", play)
     found = find_breaks(None, seed=100, kinds=("table",))  # type: ignore[arg-type]
     assert found.easiest() is None and "nothing" in found.verdict()
+    hopeless, _ = weak_to(lambda one: True)
+    monkeypatch.setattr(breaking, "play", hopeless)
+    found_none = find_breaks(None, seed=100, n_scenes=3, kinds=("table",))  # type: ignore[arg-type]
+    assert found_none.verdict().startswith("it fails in all 3 scenes unchanged")
+    monkeypatch.setattr(breaking, "play", play)
     with pytest.raises(InputError, match="nothing to show"):
         episodes_of(None, found.breaks[0])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="Nearest: 'lighting'"):
