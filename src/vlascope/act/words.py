@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..items.perturb import swap_prompt
 from .edits import tokens_at
-from .steer import SteerDirection, mean_difference
+from .steer import SteerDirection, mean_difference, one_site
 
 if TYPE_CHECKING:
     from ..items import Item
@@ -79,15 +79,13 @@ def word_direction(
 def _rows(
     model: Model, items: Sequence[Item], *, site: str, tokens: str, batch_size: int
 ) -> NDArray[np.float64]:
-    found = model.resolve(site)
-    if len(found) != 1:
-        raise InputError(f"'{site}' names {len(found)} sites; steering takes one.")
-    where = tokens_at(model, tokens, layout_name=found[0].layout)
+    found = one_site(model, site)
+    where = tokens_at(model, tokens, layout_name=found.layout)
     out = []
     for start in range(0, len(items), batch_size):
         batch = model.prepare(list(items[start : start + batch_size]))
-        captured = model.capture(batch, found)[found[0].name]
-        for layout, values in zip(batch.layouts[found[0].layout], captured, strict=True):
+        captured = model.capture(batch, [found])[found.name]
+        for layout, values in zip(batch.layouts[found.layout], captured, strict=True):
             rows = np.arange(len(layout)) if where is None else where(layout)
             rows = np.flatnonzero(rows) if rows.dtype == bool else rows
             out.append(values.double().cpu().numpy()[rows[rows < len(layout)]])
