@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from vlascope.act import Pair, make_pairs, patching
+from vlascope.act.edits import check_has_tokens
 from vlascope.errors import InputError
 
 
@@ -52,6 +53,15 @@ def test_pairs_with_other_tokens_are_left_out(mini, picks, nouns):
     assert found.n_pairs == 2 and "other tokens" in found.skipped[0]
     assert found.restored[0].value is None and "need 5" in found.restored[0].reason
     assert "cannot say" in found.verdict()
+
+
+def test_tokens_that_a_site_does_not_have_are_no_result(mini, nouns):
+    for kind in ("text", "answer"):
+        with pytest.raises(
+            InputError, match=f"vision.3 has no '{kind}' tokens in any of 2 items.*it has patch"
+        ):
+            patching(mini, nouns[:2], sites="vision.3", kinds=("patch", kind))
+    check_has_tokens(mini, "answer", site=mini.resolve("language.3")[0], items=[nouns[0].clean])
 
 
 def test_what_cannot_be_changed_makes_no_pair(picks):

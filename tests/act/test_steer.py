@@ -246,6 +246,13 @@ def test_dose_and_response_stand_beside_controls(mini, base):
     few = dataclasses.replace(one, beyond=dataclasses.replace(one.beyond, interval=None, n_units=3))
     said = dataclasses.replace(found, doses=(few,)).verdict()
     assert "cannot be told from its controls with 3 independent items" in said
+    wide = one.beyond.line().replace("(95 %", "(97.5 %")
+    assert wide != one.beyond.line() and (wide in found.verdict() or one is not found.best())
+    rows = [row for row in found.table() if row[0] == one.beyond.name]
+    assert len(rows) == 1 and rows[0][2].endswith(" (97.5 %)")
+    with pytest.raises(InputError, match="no 'text' tokens"):
+        nowhere = dataclasses.replace(push, site="vision.3", tokens="text")
+        dose_response(mini, nowhere, base, strengths=(1.0,), controls=random_directions(push, n=1))
     with pytest.raises(InputError, match="controls"):
         dose_response(mini, push, base, strengths=(1.0,), controls=[])
 

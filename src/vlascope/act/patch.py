@@ -22,7 +22,7 @@ from ..measure.prompts import swap_noun, swap_verb
 from ..measure.resample import Units, bootstrap_mean, units_of
 from ..measure.result import Result, cannot_say, plain_json, table
 from ..progress import progress
-from .edits import check_where, tokens_at
+from .edits import check_has_tokens, check_where, tokens_at
 from .effects import _expected, read_log_probs
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def patching(
         quiet: No progress bar.
 
     Raises:
-        InputError: no pair can be compared.
+        InputError: no pair can be compared, or a site has none of the tokens of a kind.
 
     Cost: two passes per pair, site and kind, and three more per pair.
     """
@@ -147,6 +147,8 @@ def patching(
             + "; the two prompts of a pair need equally many tokens."
         )
     places = [(site, kind) for site in found for kind in kinds]
+    for site, kind in places:
+        check_has_tokens(model, kind, site=site, items=[pair.clean for pair in used])
     n = len(used)
     gains, away = np.full((len(places), 2, n), np.nan), np.full((len(places), 2, n), np.nan)
     lost, path = np.full(n, np.nan), np.full(n, np.nan)
