@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from vlascope.act import Pair, make_pairs, patching
+from vlascope.act import Pair, PatchingResult, make_pairs, patching
 from vlascope.act.edits import check_has_tokens
+from vlascope.act.patch import _ratio
 from vlascope.errors import InputError
+from vlascope.measure.resample import units_of
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,24 @@ def test_pictures_come_back_through_patches(mini, picks):
     found = by_name(patching(mini, pairs, sites="language.0", kinds=("patch", "last")).restored)
     assert found["language.0 / patch"].value > 0.7 > found["language.0 / last"].value
     assert found["language.0 / patch"].controls["another pair's"] < 0.3
+
+
+def test_the_verdict_is_about_what_no_other_pair_brings_back():
+    rng = np.random.default_rng(3)
+    lost, units = 2 + rng.random(12), units_of(range(12), over="item")
+
+    def said(clean, other, noise=0.05):
+        tops = np.stack([lost * clean, lost * other]) + noise * rng.standard_normal((2, 12))
+        one = _ratio("language.1 / text", tops, lost, units, "share restored", 0)
+        return one, PatchingResult((one,), (), 12, ()).verdict()
+
+    one, verdict = said(0.272, 0.261)
+    assert verdict.startswith("nothing of the clean answer") and one.value == pytest.approx(0.272, abs=0.03)
+    assert one.to_json()["details"]["beyond control"] == pytest.approx(0.011, abs=0.03)
+    assert said(0.9, 0.1)[1].startswith("most of the clean answer comes back through language.1 / text")
+    assert said(0.9, 0.6)[1].startswith("part of the clean answer comes back through")
+    assert said(0.3, 0.0, noise=2.0)[1].startswith("nothing")
+    assert "as control" in said(0.9, np.nan)[1] and said(0.9, np.nan)[1].startswith("most")
 
 
 def test_pairs_with_other_tokens_are_left_out(mini, picks, nouns):

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..items.perturb import swap_image, swap_prompt
 from ..measure.prompts import swap_noun, swap_verb
 from ..measure.resample import Units, bootstrap_mean, units_of
-from ..measure.result import Result, cannot_say, plain_json, table
+from ..measure.result import Result, cannot_say, number_text, plain_json, table
 from ..progress import progress
 from .edits import check_has_tokens, check_where, tokens_at
 from .effects import _expected, read_log_probs
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Corruption = Literal["noun", "verb", "image"]
 MIN_PAIRS = 5
+MOST = 0.5
 NEAR_ZERO = 1e-12  # of squared metres as well as of nats
 
 
@@ -48,7 +49,8 @@ class PatchingResult:
 
     Attributes:
         restored: Per site and kind of token: share of the lost log-probability of the clean answer that comes back,
-            with interval over pairs; control: the same activations of another pair.
+            with interval over pairs; control: the same activations of another pair. details: "beyond control" is the
+            paired difference of the two with its interval, where enough pairs have a control.
         action: The same of the expected action: how far it goes back along the line to the clean one.
         n_pairs: Pairs used.
         skipped: Pairs that were left out, with the reason.
@@ -64,12 +66,21 @@ class PatchingResult:
         return table([*self.restored, *self.action])
 
     def verdict(self) -> str:
-        """Return in one sentence where most comes back."""
+        """Return in one sentence where the clean answer comes back, beyond what another pair's activations do."""
         known = [r for r in self.restored if r.value is not None]
         if not known:
             return "cannot say where the difference passes: " + self.restored[0].reason
-        best = max(known, key=lambda r: r.value or 0.0)
-        return f"most of the clean answer comes back through {best.line()}"
+        best = max(known, key=lambda r: _beyond(r)[0])
+        value, interval = _beyond(best)
+        if "beyond control" in best.details:
+            low, high = (number_text(x) for x in interval)
+            than = f"beyond another pair's {number_text(value)} [{low}, {high}]"
+        else:
+            than = "fewer than 5 pairs have another's as control"
+        if not interval[0] > 0:
+            return f"nothing of the clean answer is seen to come back; the most through {best.line()}; {than}"
+        share = "most" if value > MOST else "part"
+        return f"{share} of the clean answer comes back through {best.line()}; {than}"
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -273,9 +284,16 @@ def _ratio(
         )
         return cannot_say(name, reason, unit=unit, n=int(known.sum()), over=units.over)
     both = known & np.isfinite(tops[1])
-    controls = {}
+    controls, details = {}, {}
     if both.any() and bottom[both].sum() > NEAR_ZERO:
         controls["another pair's"] = float(tops[1][both].sum() / bottom[both].sum())
+        net, paired = (tops[0] - tops[1])[both], units.take(np.flatnonzero(both))
+        interval = bootstrap_mean(net, paired, over_values=bottom[both], seed=seed)
+        if interval is not None:
+            details = {
+                "beyond control": float(net.sum() / bottom[both].sum()),
+                "beyond control, 95 %": interval,
+            }
     return Result(
         name=name,
         value=float(tops[0][known].sum() / bottom[known].sum()),
@@ -285,4 +303,13 @@ def _ratio(
         n_units=here.n,
         interval=bootstrap_mean(tops[0][known], here, over_values=bottom[known], seed=seed),
         controls=controls,
+        details=details,
     )
+
+
+def _beyond(result: Result) -> tuple[float, tuple[float, float]]:
+    """Return what comes back beyond another pair's activations, with interval; all of it where no control is known."""
+    details = result.details
+    if "beyond control" in details:
+        return details["beyond control"], details["beyond control, 95 %"]
+    return result.value or 0.0, result.interval or (0.0, 0.0)
