@@ -20,7 +20,7 @@ from vlascope.act.paired import detectable_difference, mcnemar, success_result
 from vlascope.act.player import Settings, answer_and_read
 from vlascope.act.rollout import Played, groups_of
 from vlascope.act.steer import SteerDirection
-from vlascope.act.workers import _receive, play_in_processes
+from vlascope.act.workers import _receive, _send_next, play_in_processes
 from vlascope.errors import InputError, StorageError, WorkerError
 from vlascope.models import VLAPolicy, load
 from vlascope.sim import Perturbation, wilson_interval
@@ -157,6 +157,44 @@ def test_a_process_that_dies_is_told_with_what_may_help():
         with pytest.raises(WorkerError, match=words):
             _receive(mine, needs_script=needs_script)
         mine.close()
+
+
+def test_a_process_that_dies_between_two_groups_is_told():
+    mine, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pytest.raises(WorkerError, match="died, perhaps for want of memory"):
+        _send_next(mine, iter([b"a job"]))
+    assert not _send_next(mine, iter([]))
+    mine.close()
+
+
+def test_an_episode_does_not_begin_with_the_last_ones_gripper(monkeypatch, capsys):
+    from vlascope import api
+    from vlascope.cli import main
+    from vlascope.models import policy
+    from vlascope.sim.episode import MAX_STEPS
+
+    class Once:
+        """Closes the gripper at its first call and never speaks sense again."""
+
+        n_malformed, grip, made = 0, 0.0, []
+
+        def __init__(self, model, *, malformed):
+            self.held: list[float] = []
+            self.made.append(self)
+
+        def __call__(self, rgb, text):
+            self.held.append(self.grip)
+            self.n_malformed += self.grip == 1
+            self.grip = 1.0
+            return np.array([0, 0, 0, self.grip], np.float32)
+
+    monkeypatch.setitem(MAX_STEPS, "pick", 2)
+    monkeypatch.setattr(policy, "VLAPolicy", Once)
+    monkeypatch.setattr(api, "load", lambda name, *, device: SimpleNamespace(name=name))
+    assert main(["sim", "rollout", "m", "--episodes", "2", "-q", "--json"]) == 0
+    assert [one.held for one in Once.made] == [[0.0, 1.0]] * 2
+    assert '"malformed_replies": 2' in capsys.readouterr().out
 
 
 def test_groups_are_shared_out_over_processes(mini, monkeypatch):
