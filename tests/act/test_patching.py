@@ -77,6 +77,9 @@ def test_pairs_with_other_tokens_are_left_out(mini, picks, nouns):
 
 
 def test_tokens_that_a_site_does_not_have_are_no_result(mini, nouns):
+    for sites, kinds in (("language.0", ()), ((), ("text",))):
+        with pytest.raises(InputError, match="need at least one of each"):
+            patching(mini, nouns[:2], sites=sites, kinds=kinds)
     for kind in ("text", "answer"):
         with pytest.raises(
             InputError, match=f"vision.3 has no '{kind}' tokens in any of 2 items.*it has patch"

@@ -92,6 +92,12 @@ def check_where(where: Where) -> None:
         )
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Raise `InputError` for a batch of nothing."""
+    if batch_size < 1:
+        raise InputError(f"got batch_size={batch_size}; need at least 1 item per forward pass.")
+
+
 def tokens_at(model: Model, where: Where, *, layout_name: str) -> Callable[[TokenLayout], Any] | None:
     """Return what `Model.edit(tokens=...)` takes to change the tokens that `where` names.
 

@@ -22,7 +22,7 @@ from ..measure.prompts import swap_noun, swap_verb
 from ..measure.resample import Units, bootstrap_mean, units_of
 from ..measure.result import Result, cannot_say, number_text, plain_json, table
 from ..progress import progress
-from .edits import check_has_tokens, check_where, tokens_at
+from .edits import check_batch_size, check_has_tokens, check_where, tokens_at
 from .effects import _expected, read_log_probs
 
 if TYPE_CHECKING:
@@ -143,12 +143,17 @@ def patching(
         quiet: No progress bar.
 
     Raises:
-        InputError: no pair can be compared, or a site has none of the tokens of a kind.
+        InputError: no pair can be compared, no sites, kinds or batches, or a site has none of the tokens of a kind.
 
     Cost: two passes per pair, site and kind, and three more per pair.
     """
+    check_batch_size(batch_size)
     for kind in kinds:
         check_where(kind)
+    if not kinds or not sites:
+        raise InputError(
+            f"got {len(sites)} sites and {len(kinds)} kinds of token; need at least one of each."
+        )
     found = model.resolve(sites)
     used, skipped = _comparable(model, pairs)
     if not used:

@@ -144,7 +144,7 @@ def closed_loop(
         quiet: No progress bar.
 
     Raises:
-        InputError: counts out of range, or a model that cannot act.
+        InputError: counts or changes out of range, or a model that cannot act.
         MissingExtraError: PyBullet is not installed.
         StorageError: `out` or `failures_out` exists or cannot be written; said before anything is played.
 
@@ -152,6 +152,7 @@ def closed_loop(
     """
     check_free(out, failures_out)
     change = perturbation if perturbation is not None else Perturbation()
+    check_change(change)
     trials = []
     drawn = draw_tasks(n_episodes, seed=seed, task=task, n_objects=n_objects, kinds=kinds)
     for i, (scene, instruction) in enumerate(drawn):
@@ -202,6 +203,17 @@ def closed_loop(
         seconds=played.seconds,
         processes=played.processes,
     )
+
+
+def check_change(change: Perturbation) -> None:
+    """Raise `InputError` for a scene that cannot be: light below nothing, or a camera nowhere."""
+    if not (np.isfinite(change.brightness) and change.brightness >= 0):
+        raise InputError(
+            f"got brightness {change.brightness:g}; need a finite gain of at least 0 (1 changes nothing)."
+        )
+    if not np.isfinite(change.camera_shift).all():
+        shift = " ".join(f"{x:g}" for x in change.camera_shift)
+        raise InputError(f"got a camera shift of {shift}; need three finite numbers, in metres.")
 
 
 def check_free(*folders: Path | str | None) -> None:

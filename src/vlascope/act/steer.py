@@ -135,6 +135,9 @@ class SteerLatents:
                 f"got latents {list(self.latents)}; need some from 0..{width - 1}"
                 + (f" (level {width} holds no others)." if wrong else ".")
             )
+        if len(set(self.latents)) < len(self.latents):
+            twice = next(one for one in self.latents if self.latents.count(one) > 1)
+            raise InputError(f"got latent {twice} twice; name each once, and change the strength instead.")
         if len(self.units) != len(self.latents) or any(not (np.isfinite(u) and u > 0) for u in self.units):
             raise InputError(
                 f"got units {list(self.units)} for {len(self.latents)} latents; need one positive activation each. "

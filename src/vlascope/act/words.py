@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..items.perturb import swap_prompt
-from .edits import tokens_at
+from .edits import check_batch_size, tokens_at
 from .steer import SteerDirection, mean_difference, one_site
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def with_word(item: Item, *, old: str, new: str) -> Item | None:
     """Return the item with a word of its prompt exchanged; None when the prompt does not hold it."""
-    text, n = re.subn(rf"\b{re.escape(old)}\b", new, item.prompt or "")
+    # A function, since a string may hold escapes such as \d.
+    text, n = re.subn(rf"\b{re.escape(old)}\b", lambda _: new, item.prompt or "")
     return swap_prompt(item, prompt=text) if n else None
 
 
@@ -49,8 +50,10 @@ def word_direction(
         batch_size: Items per forward pass.
 
     Raises:
-        InputError: no prompt holds one of the words, or the site has no such tokens or does not tell them apart.
+        InputError: no prompt holds one of the words, batches of none, or the site has no such tokens or does not tell
+            them apart.
     """
+    check_batch_size(batch_size)
     pairs = []
     for item in items:
         base = item if with_word(item, old=away_from, new=to) else with_word(item, old=to, new=away_from)

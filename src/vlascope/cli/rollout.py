@@ -77,7 +77,7 @@ def run(args: Args) -> int:
     from .. import api
     from ..act import closed_loop, compare
     from ..act.paired import success_result
-    from ..act.rollout import check_free
+    from ..act.rollout import check_change, check_free
     from ..act.watching import WATCH_HEAD, saved_monitor, watch_report
     from ..measure.result import TABLE_HEAD
     from ..measure.result import table as rows_of
@@ -90,6 +90,7 @@ def run(args: Args) -> int:
     if args.monitor is not None:
         watched_by = saved_monitor(args.monitor, model=model, detector=args.detector, rule=args.rule)
     scene = Perturbation(brightness=args.brightness, camera_shift=args.camera_shift, table=args.table)
+    check_change(scene)
     is_clean = edit is None and scene == Perturbation()
     changed = not is_clean or watched_by is not None
     if args.only and not changed:
