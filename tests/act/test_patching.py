@@ -63,6 +63,9 @@ def test_the_verdict_is_about_what_no_other_pair_brings_back():
     assert said(0.9, 0.1)[1].startswith("most of the clean answer comes back through language.1 / text")
     assert said(0.9, 0.6)[1].startswith("part of the clean answer comes back through")
     assert said(0.3, 0.0, noise=2.0)[1].startswith("nothing")
+    few = np.where(np.arange(12) < 3, 0.261, np.nan)
+    assert said(0.272, few, 0.3)[1].startswith("nothing") and "fewer than 5 pairs" in said(0.272, few, 0.3)[1]
+    assert said(0.9, few)[1].startswith("most") and said(0.7, few)[1].startswith("part")
     assert "as control" in said(0.9, np.nan)[1] and said(0.9, np.nan)[1].startswith("most")
 
 

@@ -76,7 +76,7 @@ class PatchingResult:
             low, high = (number_text(x) for x in interval)
             than = f"beyond another pair's {number_text(value)} [{low}, {high}]"
         else:
-            than = "fewer than 5 pairs have another's as control"
+            than = f"fewer than {MIN_PAIRS} pairs have another's as control"
         if not interval[0] > 0:
             return f"nothing of the clean answer is seen to come back; the most through {best.line()}; {than}"
         share = "most" if value > MOST else "part"
@@ -313,8 +313,13 @@ def _ratio(
 
 
 def _beyond(result: Result) -> tuple[float, tuple[float, float]]:
-    """Return what comes back beyond another pair's activations, with interval; all of it where no control is known."""
+    """Return what comes back beyond another pair's activations, with interval.
+
+    Where too few pairs have a control for a paired interval, the control is subtracted as if it were exact.
+    """
     details = result.details
     if "beyond control" in details:
         return details["beyond control"], details["beyond control, 95 %"]
-    return result.value or 0.0, result.interval or (0.0, 0.0)
+    less = max(0.0, result.controls.get("another pair's", 0.0))
+    low, high = result.interval or (0.0, 0.0)
+    return (result.value or 0.0) - less, (low - less, high - less)
