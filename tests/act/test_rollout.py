@@ -357,6 +357,9 @@ def test_pairs_are_counted_episode_by_episode():
     free: Any = loop([0, 0, 1, 0, 1, 0, 0], lifted, scene="dark")
     found = compare(base, dark, unwatched=free)
     assert found.stopped_good.value == 1 / 2 and found.stopped_bad.value == 2 / 5
+    calm: Any = loop([0, 0, 1, 0, 1, 0, 0], lifted, scene="dark")
+    calm.watched = True  # it saw nothing, so that all ended as they do unwatched
+    assert compare(base, calm).stopped_good.value == 0 and compare(base, calm).stopped_good.n == 2
     with pytest.raises(InputError, match="need the same edit and scene"):
         compare(base, dark, unwatched=base)
 

@@ -68,7 +68,7 @@ def compare(
         base: Without it.
         change: With it, on the same task, seeds and number of episodes.
         unwatched: The changed episodes without the watcher: what would have become of those that it stopped. Needed
-            to call them good or bad where more than the watcher is changed; else `base` says it.
+            to call them good or bad where some were stopped and more than the watcher is changed; else `base` says it.
         seed: Seeds the bootstrap.
 
     Raises:
@@ -97,9 +97,9 @@ def compare(
         "success, change - base", after.astype(float) - before, p=mcnemar(lost, won), test="McNemar, exact", seed=seed,
         details={"base": base.success_rate, "change": change.success_rate, "lost": lost, "won": won},
     )  # fmt: skip
-    if unwatched is None and _is_unwatched(base, change):
-        unwatched = base
     stopped = np.array([v is not None for v in change.vetoes] or [False] * change.n)
+    if unwatched is None and (_is_unwatched(base, change) or not stopped.any()):
+        unwatched = base if _is_unwatched(base, change) else change  # nothing stopped is as good as unwatched
     return Comparison(
         difference=difference,
         lost=lost,

@@ -116,7 +116,16 @@ def run(args: Args) -> int:
     results = [success_result(loop) for loop in loops]
     facts: dict[str, Any] = {"model": model.name, "conditions": [loop.to_dict() for loop in loops]}
     if len(loops) == 2:
-        pair = compare(*loops)
+        free = None
+        if loops[1].n_vetoed and not is_clean:
+            say(
+                args,
+                f"{loops[1].n_vetoed} stopped: playing the changed episodes unwatched, to see how those end",
+            )
+            free = closed_loop(model, **common, edit=edit, perturbation=scene)
+            results.append(success_result(free))
+            facts["unwatched"] = free.to_dict()
+        pair = compare(*loops, unwatched=free)
         results += pair.results() if watched_by is not None else [pair.difference, pair.wrong_object]
         facts["comparison"] = pair.to_json()
     rate = loops[-1].steps_per_second
