@@ -121,12 +121,45 @@ def test_nothing_breaks_and_wrong_requests(monkeypatch):
     monkeypatch.setattr(breaking, "play", play)
     found = find_breaks(None, seed=100, kinds=("table",))  # type: ignore[arg-type]
     assert found.easiest() is None and "nothing" in found.verdict()
+    hopeless, _ = weak_to(lambda one: True)
+    monkeypatch.setattr(breaking, "play", hopeless)
+    found_none = find_breaks(None, seed=100, n_scenes=3, kinds=("table",))  # type: ignore[arg-type]
+    assert found_none.verdict().startswith("it fails in all 3 scenes unchanged")
+    monkeypatch.setattr(breaking, "play", play)
     with pytest.raises(InputError, match="nothing to show"):
         episodes_of(None, found.breaks[0])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="Nearest: 'lighting'"):
         find_breaks(None, kinds=("lightning",))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="n_scenes"):
         find_breaks(None, n_scenes=0)  # type: ignore[arg-type]
+
+
+def test_what_was_found_is_kept_when_the_capture_fails(monkeypatch, tmp_path):
+    from vlascope import api
+    from vlascope.cli import main
+
+    play, _ = weak_to(lambda one: one.scene.brightness < 0.4)
+    monkeypatch.setattr(breaking, "play", play)
+    monkeypatch.setattr(breaking, "episodes_of", lambda *_, **__: None)
+
+    def full(*_, **__):
+        raise InputError("no room")
+
+    monkeypatch.setattr(api, "capture", full)
+    words = (
+        "break",
+        "mini-vla",
+        "--kinds",
+        "lighting",
+        "-q",
+        "--device",
+        "cpu",
+        "-o",
+        str(tmp_path / "broken"),
+    )
+    assert main(list(words)) == 2
+    kept = json.loads((tmp_path / "broken" / "break.json").read_text())
+    assert kept["breaks"][0]["size"] > 0 and "run" not in kept
 
 
 @pytest.mark.sim

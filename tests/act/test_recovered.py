@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from vlascope.act import baseline, loss_recovered
+from vlascope.act.edits import tokens_at
+from vlascope.act.effects import read_log_probs
 from vlascope.act.recovered import _mean
 from vlascope.errors import InputError
 from vlascope.sae import MatryoshkaSAE, SAEConfig
@@ -49,6 +51,24 @@ def test_what_is_rebuilt_is_recovered(mini, base, exact):
         with torch.no_grad():
             exact.decoder.copy_(exact_decoder)
     assert nothing.value == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("tokens", ["last", "answer", "readout", "text", "all"])
+def test_the_mean_is_of_the_tokens_that_are_replaced(mini, base, tokens):
+    site = "language.2"
+    read = []
+    # What the edit is given is what it replaces: with one item, the mean of those tokens.
+    one = baseline(mini, base.items[:1], batch_size=1)
+    found = _mean(mini, one, site=site, tokens=tokens)
+    where = {} if tokens == "all" else {"tokens": tokens_at(mini, tokens, layout_name="language")}
+    with mini.edit(site, lambda x: read.append(x.detach().clone()) or torch.full_like(x, 7.0), **where):
+        with mini._hooks.reading(mini.resolve(site)) as calls:
+            read_log_probs(mini, one.items, one.replies, batch_size=1)
+    replaced = (calls[site][0] == 7.0).all(-1)
+    assert 0 < replaced.sum()
+    np.testing.assert_allclose(found, read[0][replaced].mean(0).numpy(), atol=1e-3)
+    with pytest.raises(InputError, match="no 'text' tokens"):
+        _mean(mini, one, site="vision.2", tokens="text")
 
 
 def test_only_trained_levels_and_tokens_that_matter(mini, base, exact):

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,8 @@ from vlascope.act.paired import detectable_difference, mcnemar, success_result
 from vlascope.act.player import Settings, answer_and_read
 from vlascope.act.rollout import Played, groups_of
 from vlascope.act.steer import SteerDirection
-from vlascope.act.workers import _receive, play_in_processes
-from vlascope.errors import InputError, WorkerError
+from vlascope.act.workers import _receive, _send_next, play_in_processes
+from vlascope.errors import InputError, StorageError, WorkerError
 from vlascope.models import VLAPolicy, load
 from vlascope.sim import Perturbation, wilson_interval
 from vlascope.sim import rollout as one_by_one
@@ -158,6 +159,44 @@ def test_a_process_that_dies_is_told_with_what_may_help():
         mine.close()
 
 
+def test_a_process_that_dies_between_two_groups_is_told():
+    mine, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pytest.raises(WorkerError, match="died, perhaps for want of memory"):
+        _send_next(mine, iter([b"a job"]))
+    assert not _send_next(mine, iter([]))
+    mine.close()
+
+
+def test_an_episode_does_not_begin_with_the_last_ones_gripper(monkeypatch, capsys):
+    from vlascope import api
+    from vlascope.cli import main
+    from vlascope.models import policy
+    from vlascope.sim.episode import MAX_STEPS
+
+    class Once:
+        """Closes the gripper at its first call and never speaks sense again."""
+
+        n_malformed, grip, made = 0, 0.0, []
+
+        def __init__(self, model, *, malformed):
+            self.held: list[float] = []
+            self.made.append(self)
+
+        def __call__(self, rgb, text):
+            self.held.append(self.grip)
+            self.n_malformed += self.grip == 1
+            self.grip = 1.0
+            return np.array([0, 0, 0, self.grip], np.float32)
+
+    monkeypatch.setitem(MAX_STEPS, "pick", 2)
+    monkeypatch.setattr(policy, "VLAPolicy", Once)
+    monkeypatch.setattr(api, "load", lambda name, *, device: SimpleNamespace(name=name))
+    assert main(["sim", "rollout", "m", "--episodes", "2", "-q", "--json"]) == 0
+    assert [one.held for one in Once.made] == [[0.0, 1.0]] * 2
+    assert '"malformed_replies": 2' in capsys.readouterr().out
+
+
 def test_groups_are_shared_out_over_processes(mini, monkeypatch):
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: Aside)
     main = sys.modules["__main__"]
@@ -246,6 +285,39 @@ def test_only_failures_are_written(mini, plain, tmp_path, monkeypatch):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_taken_folder_is_found_before_anything_is_played(mini, tmp_path, monkeypatch, capsys):
+    from vlascope.cli import main
+
+    def never(*_, **__):
+        raise AssertionError("something was played")
+
+    monkeypatch.setattr("vlascope.act.rollout.play", never)
+    monkeypatch.setattr("vlascope.act.breaking.play", never)
+    monkeypatch.setattr("vlascope.sim.rollout", never)
+    taken, on_file = tmp_path / "taken", tmp_path / "note.txt" / "failed"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("keep")
+    on_file.parent.write_text("a file")
+    for name in ("out", "failures_out"):
+        for place, said in ((taken, "exists"), (on_file, "is a file"), (Path.cwd(), "you are in")):
+            with pytest.raises(StorageError, match=said):
+                closed_loop(mini, n_episodes=1, **{name: place})
+    with pytest.raises(InputError, match="two things"):
+        closed_loop(mini, n_episodes=1, out=tmp_path / "a", failures_out=tmp_path / "a")
+    few = ("mini-vla", "-q", "--device", "cpu")
+    for words in (
+        ("rollout", *few, "--cut", "text:action", "-o", str(taken)),
+        ("rollout", *few, "--cut", "text:action", "--failures", str(taken)),
+        ("break", *few, "-o", str(taken)),
+        ("sim", "rollout", *few, "-o", str(taken)),
+    ):
+        assert main(list(words)) == 2
+        said = capsys.readouterr().err
+        assert "exists; choose another" in said and "--force" not in said and "--resume" not in said
+    assert main(["break", *few, "-o", str(tmp_path / "new"), "--sites", "vision.77"]) == 2
+    assert "no site" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_pairs_need_the_same_episodes(mini, plain):
     other = closed_loop(mini, n_episodes=1, seed=40, max_steps=1)
     with pytest.raises(InputError, match="pairs need"):
@@ -253,7 +325,7 @@ def test_pairs_need_the_same_episodes(mini, plain):
 
 
 def test_pairs_are_counted_episode_by_episode():
-    def loop(successes, lifted, vetoed=()):
+    def loop(successes, lifted, vetoed=(), *, scene=""):
         episodes = [
             SimpleNamespace(success=bool(one), lifted=up, instruction=SimpleNamespace(target=0))
             for one, up in zip(successes, lifted, strict=True)
@@ -261,7 +333,7 @@ def test_pairs_are_counted_episode_by_episode():
         vetoes = tuple(Veto(reason="strange") if i in vetoed else None for i in range(len(episodes)))
         return SimpleNamespace(
             task="pick", seed=3, n=len(episodes), episodes=episodes, vetoes=vetoes, watched=bool(vetoed), condition="e",
-            success_rate=float(np.mean(successes)),
+            edit="no edit", scene=scene, success_rate=float(np.mean(successes)),
         )  # fmt: skip
 
     base: Any = loop([1, 1, 1, 1, 0, 0, 1], [(0,)] * 4 + [(1,), (), (0,)])
@@ -275,6 +347,21 @@ def test_pairs_are_counted_episode_by_episode():
     assert found.wrong_object.value == pytest.approx((2 - 1) / 7)
     assert found.stopped_good.value == 2 / 5 and found.stopped_bad.value == 1 / 2
     assert found.stopped_good.interval == wilson_interval(2, 5)
+
+    # What the unchanged scenes came to says nothing about the changed ones that were stopped.
+    lifted = [()] * 7
+    dark: Any = loop([0] * 7, lifted, vetoed=(2, 3, 5), scene="dark")
+    found = compare(base, dark)
+    assert found.stopped_good.value is None and "not played" in found.stopped_good.reason
+    assert found.stopped_bad.value is None and found.difference.value == pytest.approx(-5 / 7)
+    free: Any = loop([0, 0, 1, 0, 1, 0, 0], lifted, scene="dark")
+    found = compare(base, dark, unwatched=free)
+    assert found.stopped_good.value == 1 / 2 and found.stopped_bad.value == 2 / 5
+    calm: Any = loop([0, 0, 1, 0, 1, 0, 0], lifted, scene="dark")
+    calm.watched = True  # it saw nothing, so that all ended as they do unwatched
+    assert compare(base, calm).stopped_good.value == 0 and compare(base, calm).stopped_good.n == 2
+    with pytest.raises(InputError, match="need the same edit and scene"):
+        compare(base, dark, unwatched=base)
 
 
 def test_mcnemar_is_the_binomial_test():

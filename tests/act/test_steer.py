@@ -25,7 +25,10 @@ from vlascope.act import (
 )
 from vlascope.act.edits import Nothing
 from vlascope.act.effects import bin_values, read_log_probs
-from vlascope.errors import InputError
+from vlascope.act.saved import save_direction
+from vlascope.act.words import with_word, word_direction
+from vlascope.cli import main
+from vlascope.errors import InputError, StorageError
 from vlascope.items.perturb import swap_prompt
 from vlascope.sae import MatryoshkaSAE, SAEConfig
 
@@ -246,8 +249,61 @@ def test_dose_and_response_stand_beside_controls(mini, base):
     few = dataclasses.replace(one, beyond=dataclasses.replace(one.beyond, interval=None, n_units=3))
     said = dataclasses.replace(found, doses=(few,)).verdict()
     assert "cannot be told from its controls with 3 independent items" in said
+    wide = one.beyond.line().replace("(95 %", "(97.5 %")
+    assert wide != one.beyond.line() and (wide in found.verdict() or one is not found.best())
+    rows = [row for row in found.table() if row[0] == one.beyond.name]
+    assert len(rows) == 1 and rows[0][2].endswith(" (97.5 %)")
+    with pytest.raises(InputError, match="no 'text' tokens"):
+        nowhere = dataclasses.replace(push, site="vision.3", tokens="text")
+        dose_response(mini, nowhere, base, strengths=(1.0,), controls=random_directions(push, n=1))
     with pytest.raises(InputError, match="controls"):
         dose_response(mini, push, base, strengths=(1.0,), controls=[])
+
+
+FEW = ("mini-vla", "demo:pick", "--items", "2", "-q", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("steer", *FEW, "--site", "language.1", "--words", "up", "down", "--batch-size", "0"),
+            "batch_size=0",
+        ),
+        (("patch", *FEW, "--batch-size", "0"), "batch_size=0"),
+        (
+            ("steer", *FEW, "--site", "language.1", "--words", "purple", "red"),
+            "holds 'purple', the word to steer",
+        ),
+        (("steer", *FEW, "--site", "language.1", "--words", "up", "down", "left"), "--words FROM TO"),
+        (("steer", *FEW, "--site", "language.1", "--words", "up", "down", "--save", "."), "is a folder"),
+        (("sim", "preview", "-o", ".", "--scenes", "1"), "is a folder"),
+        (("rollout", "mini-vla", "-q", "--brightness", "nan"), "brightness nan"),
+        (("rollout", "mini-vla", "-q", "--brightness", "-1"), "brightness -1"),
+        (("rollout", "mini-vla", "-q", "--camera-shift", "nan", "0", "0"), "camera shift of nan 0 0"),
+    ],
+)
+def test_what_makes_no_sense_is_one_message(capsys, words, said):
+    assert main(list(words)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_words_are_taken_as_they_are_written(mini, picks):
+    item = with_word(picks[0], old="red", new=r"\d \1")
+    assert item is not None and item.prompt == r"pick up the \d \1 object"
+    with pytest.raises(InputError, match="batch_size=0"):
+        word_direction(mini, picks, site="language.1", away_from="red", to="blue", batch_size=0)
+
+
+def test_a_latent_is_named_once(sae):
+    with pytest.raises(InputError, match="latent 11 twice"):
+        SteerLatents(site="language.3", sae=sae, latents=(2, 11, 11), units=(1.0, 1.0, 1.0))
+
+
+def test_a_direction_is_no_folder(mini, tmp_path):
+    push = SteerDirection(site="language.3", direction=RAMP, tokens="readout")
+    with pytest.raises(StorageError, match="is a folder"):
+        save_direction(tmp_path, push, model=mini)
 
 
 def test_a_replaced_stream_is_compared_with_its_reconstruction(mini, base, sae):

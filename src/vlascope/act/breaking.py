@@ -105,6 +105,9 @@ class BreakResult:
 
     def verdict(self) -> str:
         """Return in one sentence what it takes to make the model fail."""
+        if self.n_failed == self.n_scenes:
+            scenes = "the one scene" if self.n_scenes == 1 else f"all {self.n_scenes} scenes"
+            return f"it fails in {scenes} unchanged, so that there is nothing to break"
         one = self.easiest()
         if one is None:
             return f"nothing of what was tried makes it fail in {self.n_scenes - self.n_failed} scenes"

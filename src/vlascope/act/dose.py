@@ -14,9 +14,9 @@ from ..measure.means import mean_result
 from ..measure.resample import bootstrap_mean
 from ..measure.result import Result, plain_json, table
 from ..progress import progress
-from .edits import ModelEdit
+from .edits import ModelEdit, check_has_tokens
 from .effects import Baseline, Effect, effect, effect_results
-from .steer import Redirected, Steer, SteerLatents
+from .steer import Redirected, Steer, SteerLatents, one_site
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -81,13 +81,17 @@ class DoseResponse:
             )
         else:
             say = "does no more than its controls"
-        return f"steering {say}: at {dose.strength:g} units {dose.aim.line()}; {dose.beyond.line()}"
+        beyond = dose.beyond.line().replace("(95 %, ", f"({_level_text(dose.beyond)}, ")
+        return f"steering {say}: at {dose.strength:g} units {dose.aim.line()}; {beyond}"
 
     def table(self) -> list[tuple[str, ...]]:
         """Return one row of text per number, under `TABLE_HEAD` of vlascope.measure.result."""
         rows = []
         for dose in self.doses:
-            rows += table([dose.aim, dose.beyond, *dose.effects, *dose.unrelated])
+            aim, beyond, *more = table([dose.aim, dose.beyond, *dose.effects, *dose.unrelated])
+            if dose.beyond.interval is not None:  # the head of the table says 95 %
+                beyond = (*beyond[:2], f"{beyond[2]} ({_level_text(dose.beyond)})", *beyond[3:])
+            rows += [aim, beyond, *more]
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def dose_response(
         One `Dose` per strength. Intervals of `beyond` are widened for the number of strengths (Bonferroni).
 
     Raises:
-        InputError: no strengths or no controls.
+        InputError: no strengths or no controls, or a site that has none of the tokens to be steered.
 
     Cost: two passes per item, strength and (1 + controls).
     """
@@ -153,6 +157,7 @@ def dose_response(
         raise InputError(
             f"got {len(strengths)} strengths and {len(controls)} controls; need at least one of each."
         )
+    check_has_tokens(model, steer.tokens, site=one_site(model, steer.site), items=base.items)
     wanted = aim or _size(base)
     doses = []
     ticks = iter(
@@ -232,6 +237,11 @@ def _dose(
         tuple(effect_results(found, base, seed=seed)),
         other,
     )
+
+
+def _level_text(result: Result) -> str:
+    """Return the level of an interval, which is wider than 95 % where there are several strengths."""
+    return f"{100 * result.details.get('level', 0.95):.3g} %"
 
 
 def _size(base: Baseline) -> Aim:

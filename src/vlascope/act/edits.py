@@ -13,7 +13,8 @@ from ..errors import InputError, nearest_text
 from ..models.layout import KINDS
 
 if TYPE_CHECKING:
-    from ..models import Model, TokenLayout
+    from ..items import Item
+    from ..models import Model, Site, TokenLayout
 
 WHERE = ("all", "last", "answer", "readout", *KINDS)
 """Names of token sets: every token; the last one of the prompt; the tokens of the answer; `last` and `answer` together
@@ -91,6 +92,12 @@ def check_where(where: Where) -> None:
         )
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Raise `InputError` for a batch of nothing."""
+    if batch_size < 1:
+        raise InputError(f"got batch_size={batch_size}; need at least 1 item per forward pass.")
+
+
 def tokens_at(model: Model, where: Where, *, layout_name: str) -> Callable[[TokenLayout], Any] | None:
     """Return what `Model.edit(tokens=...)` takes to change the tokens that `where` names.
 
@@ -122,6 +129,31 @@ def tokens_at(model: Model, where: Where, *, layout_name: str) -> Callable[[Toke
         return rows[layout.is_kind(where) & (rows < n_prompt)]
 
     return choose
+
+
+def check_has_tokens(model: Model, where: Where, *, site: Site, items: Sequence[Item]) -> None:
+    """Raise where a site has the tokens of `where` for none of the items: an edit there would change nothing.
+
+    Raises:
+        InputError: it has none; the message names the kinds that it has.
+
+    Cost: one item prepared, unless the first ones lack them.
+    """
+    choose = tokens_at(model, where, layout_name=site.layout)
+    if choose is None or (where == "answer" and site.layout == "language"):
+        return  # prompts hold no token of the answer, but the language model will
+    seen: dict[str, None] = {}
+    for item in items:
+        (layout,) = model.prepare([item]).layouts[site.layout]
+        rows = choose(layout)
+        if rows.any() if rows.dtype == bool else len(rows):
+            return
+        seen |= dict.fromkeys(kind for kind in KINDS if layout.is_kind(kind).any())
+    what = f"'{where}' tokens" if isinstance(where, str) else "tokens that the function chooses"
+    raise InputError(
+        f"{site.name} has no {what} in any of {len(items)} items, so that nothing would be changed; it has "
+        f"{', '.join(seen) or 'none at all'}. Choose other tokens or another site."
+    )
 
 
 def _answer_length(model: Model, layout: TokenLayout, layout_name: str) -> int:

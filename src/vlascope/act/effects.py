@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..measure.means import mean_result
 from ..measure.resample import Units, units_of
 from ..measure.result import Result
-from .edits import ModelEdit
+from .edits import ModelEdit, check_batch_size
 
 if TYPE_CHECKING:
     from ..items import Item
@@ -106,8 +106,9 @@ def baseline(
         max_new_tokens: Longest answer.
 
     Raises:
-        InputError: no items, or a model without answers in tokens.
+        InputError: no items, batches of none, or a model without answers in tokens.
     """
+    check_batch_size(batch_size)
     items = tuple(items)
     if not items:
         raise InputError("got no items; need at least one.")

@@ -28,7 +28,7 @@ class Comparison:
         won: Episodes that succeeded with the change only.
         wrong_object: Difference of the share of episodes that lifted an object which was not asked for.
         stopped_good: Share of the episodes that succeed unwatched which a watcher stopped, with Wilson interval;
-            "cannot say" without a watcher or without successes.
+            "cannot say" without a watcher, without successes, or where the changed episodes were not played unwatched.
         stopped_bad: Share of the episodes that fail unwatched which it stopped.
         base: Name of the unchanged condition.
         change: Name of the changed one.
@@ -59,23 +59,32 @@ class Comparison:
         return plain_json(facts | numbers)
 
 
-def compare(base: ClosedLoop, change: ClosedLoop, *, seed: int = 0) -> Comparison:
+def compare(
+    base: ClosedLoop, change: ClosedLoop, *, unwatched: ClosedLoop | None = None, seed: int = 0
+) -> Comparison:
     """Return what a change (an edit, a watcher, another scene or wording) did to the same episodes.
 
     Args:
         base: Without it.
         change: With it, on the same task, seeds and number of episodes.
+        unwatched: The changed episodes without the watcher: what would have become of those that it stopped. Needed
+            to call them good or bad where some were stopped and more than the watcher is changed; else `base` says it.
         seed: Seeds the bootstrap.
 
     Raises:
-        InputError: closed loops of other episodes.
+        InputError: closed loops of other episodes, or `unwatched` ones under another edit, scene or a watcher.
 
     References: Q. McNemar, 1947, doi:10.1007/BF02295996 (here exact, by the binomial distribution).
     """
-    if (base.task, base.seed, base.n) != (change.task, change.seed, change.n):
+    for other in (change, *(() if unwatched is None else (unwatched,))):
+        if (base.task, base.seed, base.n) != (other.task, other.seed, other.n):
+            raise InputError(
+                f"got {base.n} episodes of '{base.task}' from seed {base.seed} and {other.n} of '{other.task}' from "
+                f"seed {other.seed}; pairs need the same task, seeds and number."
+            )
+    if unwatched is not None and not _is_unwatched(unwatched, change):
         raise InputError(
-            f"got {base.n} episodes of '{base.task}' from seed {base.seed} and {change.n} of '{change.task}' from "
-            f"seed {change.seed}; pairs need the same task, seeds and number."
+            f"got unwatched='{unwatched.condition}' for '{change.condition}'; need the same edit and scene, unwatched."
         )
     before = np.array([e.success for e in base.episodes])
     after = np.array([e.success for e in change.episodes])
@@ -89,13 +98,15 @@ def compare(base: ClosedLoop, change: ClosedLoop, *, seed: int = 0) -> Compariso
         details={"base": base.success_rate, "change": change.success_rate, "lost": lost, "won": won},
     )  # fmt: skip
     stopped = np.array([v is not None for v in change.vetoes] or [False] * change.n)
+    if unwatched is None and (_is_unwatched(base, change) or not stopped.any()):
+        unwatched = base if _is_unwatched(base, change) else change  # nothing stopped is as good as unwatched
     return Comparison(
         difference=difference,
         lost=lost,
         won=won,
         wrong_object=_paired("wrong object lifted, change - base", wrong[1] - wrong[0], seed=seed),
-        stopped_good=share("good episodes stopped", stopped[before], known=change.watched),
-        stopped_bad=share("bad episodes stopped", stopped[~before], known=change.watched),
+        stopped_good=_stopped("good episodes stopped", stopped, change, unwatched, success=True),
+        stopped_bad=_stopped("bad episodes stopped", stopped, change, unwatched, success=False),
         base=base.condition,
         change=change.condition,
     )
@@ -145,6 +156,23 @@ def detectable_difference(n: int, *, power: float = 0.8, alpha: float = 0.05) ->
         return float("nan")
     grid = np.linspace(0, 1, 2001)
     return float(grid[np.argmax(binom.sf(need - 1, n, grid) >= power)])
+
+
+def _is_unwatched(loop: ClosedLoop, change: ClosedLoop) -> bool:
+    """Whether a closed loop shows what becomes of changed episodes that nobody stops."""
+    return not loop.watched and (loop.edit, loop.scene) == (change.edit, change.scene)
+
+
+def _stopped(
+    name: str, stopped: NDArray[np.bool_], change: ClosedLoop, unwatched: ClosedLoop | None, *, success: bool
+) -> Result:
+    """Return which share a watcher stopped of the episodes that end well (or badly) when it does not."""
+    if change.watched and unwatched is None:
+        return cannot_say(
+            name, "how these changed episodes end unwatched was not played", unit="share of episodes", over="episode"
+        )  # fmt: skip
+    ends = np.array([e.success for e in (change if unwatched is None else unwatched).episodes])
+    return share(name, stopped[ends == success], known=change.watched)
 
 
 def _paired(name: str, difference: NDArray[np.floating], *, seed: int, **more: Any) -> Result:

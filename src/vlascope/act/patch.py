@@ -20,9 +20,9 @@ from ..errors import InputError
 from ..items.perturb import swap_image, swap_prompt
 from ..measure.prompts import swap_noun, swap_verb
 from ..measure.resample import Units, bootstrap_mean, units_of
-from ..measure.result import Result, cannot_say, plain_json, table
+from ..measure.result import Result, cannot_say, number_text, plain_json, table
 from ..progress import progress
-from .edits import check_where, tokens_at
+from .edits import check_batch_size, check_has_tokens, check_where, tokens_at
 from .effects import _expected, read_log_probs
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Corruption = Literal["noun", "verb", "image"]
 MIN_PAIRS = 5
+MOST = 0.5
 NEAR_ZERO = 1e-12  # of squared metres as well as of nats
 
 
@@ -48,7 +49,8 @@ class PatchingResult:
 
     Attributes:
         restored: Per site and kind of token: share of the lost log-probability of the clean answer that comes back,
-            with interval over pairs; control: the same activations of another pair.
+            with interval over pairs; control: the same activations of another pair. details: "beyond control" is the
+            paired difference of the two with its interval, where enough pairs have a control.
         action: The same of the expected action: how far it goes back along the line to the clean one.
         n_pairs: Pairs used.
         skipped: Pairs that were left out, with the reason.
@@ -64,12 +66,21 @@ class PatchingResult:
         return table([*self.restored, *self.action])
 
     def verdict(self) -> str:
-        """Return in one sentence where most comes back."""
+        """Return in one sentence where the clean answer comes back, beyond what another pair's activations do."""
         known = [r for r in self.restored if r.value is not None]
         if not known:
             return "cannot say where the difference passes: " + self.restored[0].reason
-        best = max(known, key=lambda r: r.value or 0.0)
-        return f"most of the clean answer comes back through {best.line()}"
+        best = max(known, key=lambda r: _beyond(r)[0])
+        value, interval = _beyond(best)
+        if "beyond control" in best.details:
+            low, high = (number_text(x) for x in interval)
+            than = f"beyond another pair's {number_text(value)} [{low}, {high}]"
+        else:
+            than = f"fewer than {MIN_PAIRS} pairs have another's as control"
+        if not interval[0] > 0:
+            return f"nothing of the clean answer is seen to come back; the most through {best.line()}; {than}"
+        share = "most" if value > MOST else "part"
+        return f"{share} of the clean answer comes back through {best.line()}; {than}"
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -132,12 +143,17 @@ def patching(
         quiet: No progress bar.
 
     Raises:
-        InputError: no pair can be compared.
+        InputError: no pair can be compared, no sites, kinds or batches, or a site has none of the tokens of a kind.
 
     Cost: two passes per pair, site and kind, and three more per pair.
     """
+    check_batch_size(batch_size)
     for kind in kinds:
         check_where(kind)
+    if not kinds or not sites:
+        raise InputError(
+            f"got {len(sites)} sites and {len(kinds)} kinds of token; need at least one of each."
+        )
     found = model.resolve(sites)
     used, skipped = _comparable(model, pairs)
     if not used:
@@ -147,6 +163,8 @@ def patching(
             + "; the two prompts of a pair need equally many tokens."
         )
     places = [(site, kind) for site in found for kind in kinds]
+    for site, kind in places:
+        check_has_tokens(model, kind, site=site, items=[pair.clean for pair in used])
     n = len(used)
     gains, away = np.full((len(places), 2, n), np.nan), np.full((len(places), 2, n), np.nan)
     lost, path = np.full(n, np.nan), np.full(n, np.nan)
@@ -271,9 +289,16 @@ def _ratio(
         )
         return cannot_say(name, reason, unit=unit, n=int(known.sum()), over=units.over)
     both = known & np.isfinite(tops[1])
-    controls = {}
+    controls, details = {}, {}
     if both.any() and bottom[both].sum() > NEAR_ZERO:
         controls["another pair's"] = float(tops[1][both].sum() / bottom[both].sum())
+        net, paired = (tops[0] - tops[1])[both], units.take(np.flatnonzero(both))
+        interval = bootstrap_mean(net, paired, over_values=bottom[both], seed=seed)
+        if interval is not None:
+            details = {
+                "beyond control": float(net.sum() / bottom[both].sum()),
+                "beyond control, 95 %": interval,
+            }
     return Result(
         name=name,
         value=float(tops[0][known].sum() / bottom[known].sum()),
@@ -283,4 +308,18 @@ def _ratio(
         n_units=here.n,
         interval=bootstrap_mean(tops[0][known], here, over_values=bottom[known], seed=seed),
         controls=controls,
+        details=details,
     )
+
+
+def _beyond(result: Result) -> tuple[float, tuple[float, float]]:
+    """Return what comes back beyond another pair's activations, with interval.
+
+    Where too few pairs have a control for a paired interval, the control is subtracted as if it were exact.
+    """
+    details = result.details
+    if "beyond control" in details:
+        return details["beyond control"], details["beyond control, 95 %"]
+    less = max(0.0, result.controls.get("another pair's", 0.0))
+    low, high = result.interval or (0.0, 0.0)
+    return (result.value or 0.0) - less, (low - less, high - less)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..measure.resample import bootstrap_interval
 from ..measure.result import Result, cannot_say
-from .edits import Where
+from .edits import Where, tokens_at
 from .effects import Baseline, effect
-from .steer import SteerLatents, editing
+from .steer import SteerLatents, editing, one_site
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +89,7 @@ def loss_recovered(
         One result per level, with the three losses in `details`; "cannot say" where the answer does not need the site.
 
     Raises:
-        InputError: a level that was not trained.
+        InputError: a level that was not trained, or a site without such tokens.
 
     Cost: one answer and one pass per item and level, and one more of each.
 
@@ -145,16 +146,23 @@ def _share(
 
 
 def _mean(model: Model, base: Baseline, *, site: str, tokens: Where) -> NDArray[np.float32]:
-    """Return the mean of the prompt's tokens that are replaced (of all, where these are in the answer)."""
-    (found,) = model.resolve(site)
+    """Return the mean of the tokens that are replaced where prompt and answer are read in one pass."""
+    found = one_site(model, site)
+    where = tokens_at(model, tokens, layout_name=found.layout)
     total, n = np.zeros(found.width), 0
     for start in range(0, len(base.items), base.batch_size):
-        batch = model.prepare(list(base.items[start : start + base.batch_size]))
+        some = slice(start, start + base.batch_size)
+        batch = model.prepare(list(base.items[some]), answers=base.replies[some])
         values = model.capture(batch, [found])[found.name]
         for layout, x in zip(batch.layouts[found.layout], values, strict=True):
             rows = x.float().cpu().numpy()
-            keep = layout.is_kind(tokens) if isinstance(tokens, str) and tokens in ("patch", "text") else None
-            rows = rows if keep is None else rows[keep]
+            if where is not None:
+                with model._hooks.running(batch):  # where the answer begins
+                    rows = rows[where(layout)]
             total += rows.sum(0, dtype=np.float64)
             n += len(rows)
-    return (total / max(n, 1)).astype(np.float32)
+    if not n:
+        raise InputError(
+            f"{site} has no '{tokens}' tokens in any of {len(base.items)} items; choose other tokens or another site."
+        )
+    return (total / n).astype(np.float32)

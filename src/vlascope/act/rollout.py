@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, StorageError
+from ..files import storage_errors
 from ..progress import progress
 from ..sim.episode import Episode
 from ..sim.language import Task
@@ -143,13 +144,15 @@ def closed_loop(
         quiet: No progress bar.
 
     Raises:
-        InputError: counts out of range, or a model that cannot act.
+        InputError: counts or changes out of range, or a model that cannot act.
         MissingExtraError: PyBullet is not installed.
-        StorageError: `out` exists or cannot be written.
+        StorageError: `out` or `failures_out` exists or cannot be written; said before anything is played.
 
     Cost: about 35 ms of one core's time per control step with mini-vla.
     """
+    check_free(out, failures_out)
     change = perturbation if perturbation is not None else Perturbation()
+    check_change(change)
     trials = []
     drawn = draw_tasks(n_episodes, seed=seed, task=task, n_objects=n_objects, kinds=kinds)
     for i, (scene, instruction) in enumerate(drawn):
@@ -200,6 +203,40 @@ def closed_loop(
         seconds=played.seconds,
         processes=played.processes,
     )
+
+
+def check_change(change: Perturbation) -> None:
+    """Raise `InputError` for a scene that cannot be: light below nothing, or a camera nowhere."""
+    if not (np.isfinite(change.brightness) and change.brightness >= 0):
+        raise InputError(
+            f"got brightness {change.brightness:g}; need a finite gain of at least 0 (1 changes nothing)."
+        )
+    if not np.isfinite(change.camera_shift).all():
+        shift = " ".join(f"{x:g}" for x in change.camera_shift)
+        raise InputError(f"got a camera shift of {shift}; need three finite numbers, in metres.")
+
+
+def check_free(*folders: Path | str | None) -> None:
+    """Raise unless new folders can be made there: what takes long to work out must not be lost for want of a place.
+
+    Raises:
+        InputError: the same folder twice.
+        StorageError: something is there, or nothing may be written there.
+    """
+    places = [Path(folder).resolve() for folder in folders if folder is not None]
+    if len(set(places)) < len(places):
+        raise InputError(f"got '{places[0]}' for two things; name a folder for each.")
+    for place in places:
+        with storage_errors(place, way="choose another place"):
+            if place == Path.cwd() or place in Path.cwd().parents:
+                raise StorageError(f"'{place}' holds the folder you are in; choose another folder.")
+            if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+                raise StorageError(f"'{place}' exists; choose another folder, or remove it yourself.")
+            above = next(one for one in place.parents if one.exists())
+            if not above.is_dir():
+                raise StorageError(f"cannot write '{place}': '{above}' is a file; choose another place.")
+            if not os.access(above, os.W_OK | os.X_OK):
+                raise StorageError(f"cannot write '{place}': permission denied; choose another place.")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import InputError, RunVersionError
+from ..errors import InputError, RunVersionError, StorageError
 from ..files import write_atomic
 from .steer import SteerDirection
 
@@ -23,7 +23,7 @@ def save_direction(path: Path | str, steer: SteerDirection, *, model: Model) -> 
 
     Raises:
         InputError: tokens that are a function, which a file cannot hold.
-        StorageError: the file cannot be written.
+        StorageError: a folder is there, or the file cannot be written.
     """
     from safetensors.torch import save
 
@@ -31,6 +31,7 @@ def save_direction(path: Path | str, steer: SteerDirection, *, model: Model) -> 
         raise InputError(
             "a direction whose tokens are chosen by a function cannot be saved; name a kind of token."
         )
+    check_file(path)
     facts = {
         "schema": SCHEMA,
         "site": steer.site,
@@ -44,6 +45,12 @@ def save_direction(path: Path | str, steer: SteerDirection, *, model: Model) -> 
     path = Path(path)
     write_atomic(path, lambda handle: handle.write(data))
     return path
+
+
+def check_file(path: Path | str) -> None:
+    """Raise `StorageError` where a folder stands in the place of a file that is to be written."""
+    if Path(path).is_dir():
+        raise StorageError(f"'{path}' is a folder; name a file, such as '{Path(path) / 'NAME'}'.")
 
 
 def load_direction(path: Path | str, *, model: Model) -> SteerDirection:

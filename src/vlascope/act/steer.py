@@ -23,7 +23,7 @@ from ..errors import InputError
 from .edits import Where, check_where, tokens_at
 
 if TYPE_CHECKING:
-    from ..models import Model
+    from ..models import Model, Site
     from ..sae import MatryoshkaSAE
 
 How = Literal["add", "set", "scale"]
@@ -135,6 +135,9 @@ class SteerLatents:
                 f"got latents {list(self.latents)}; need some from 0..{width - 1}"
                 + (f" (level {width} holds no others)." if wrong else ".")
             )
+        if len(set(self.latents)) < len(self.latents):
+            twice = next(one for one in self.latents if self.latents.count(one) > 1)
+            raise InputError(f"got latent {twice} twice; name each once, and change the strength instead.")
         if len(self.units) != len(self.latents) or any(not (np.isfinite(u) and u > 0) for u in self.units):
             raise InputError(
                 f"got units {list(self.units)} for {len(self.latents)} latents; need one positive activation each. "
@@ -325,10 +328,20 @@ def latent_units(sae: MatryoshkaSAE, tokens_nd: NDArray[np.floating]) -> NDArray
 
 def editing(model: Model, site: str, fn: Any, where: Where) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which chosen tokens of one site are what `fn` makes of them."""
+    found = one_site(model, site)
+    return model.edit(found, fn, tokens=tokens_at(model, where, layout_name=found.layout))
+
+
+def one_site(model: Model, site: str) -> Site:
+    """Return the one site that a name means.
+
+    Raises:
+        InputError: it names several.
+    """
     found = model.resolve(site)
     if len(found) != 1:
         raise InputError(f"'{site}' names {len(found)} sites; steering takes one.")
-    return model.edit(found[0], fn, tokens=tokens_at(model, where, layout_name=found[0].layout))
+    return found[0]
 
 
 def _facts(edit: Steer, kind: str, **more: Any) -> dict[str, Any]:

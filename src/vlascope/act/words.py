@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..items.perturb import swap_prompt
-from .edits import tokens_at
-from .steer import SteerDirection, mean_difference
+from .edits import check_batch_size, tokens_at
+from .steer import SteerDirection, mean_difference, one_site
 
 if TYPE_CHECKING:
     from ..items import Item
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def with_word(item: Item, *, old: str, new: str) -> Item | None:
     """Return the item with a word of its prompt exchanged; None when the prompt does not hold it."""
-    text, n = re.subn(rf"\b{re.escape(old)}\b", new, item.prompt or "")
+    # A function, since a string may hold escapes such as \d.
+    text, n = re.subn(rf"\b{re.escape(old)}\b", lambda _: new, item.prompt or "")
     return swap_prompt(item, prompt=text) if n else None
 
 
@@ -49,8 +50,10 @@ def word_direction(
         batch_size: Items per forward pass.
 
     Raises:
-        InputError: no prompt holds one of the words, or the site has no such tokens or does not tell them apart.
+        InputError: no prompt holds one of the words, batches of none, or the site has no such tokens or does not tell
+            them apart.
     """
+    check_batch_size(batch_size)
     pairs = []
     for item in items:
         base = item if with_word(item, old=away_from, new=to) else with_word(item, old=to, new=away_from)
@@ -79,15 +82,13 @@ def word_direction(
 def _rows(
     model: Model, items: Sequence[Item], *, site: str, tokens: str, batch_size: int
 ) -> NDArray[np.float64]:
-    found = model.resolve(site)
-    if len(found) != 1:
-        raise InputError(f"'{site}' names {len(found)} sites; steering takes one.")
-    where = tokens_at(model, tokens, layout_name=found[0].layout)
+    found = one_site(model, site)
+    where = tokens_at(model, tokens, layout_name=found.layout)
     out = []
     for start in range(0, len(items), batch_size):
         batch = model.prepare(list(items[start : start + batch_size]))
-        captured = model.capture(batch, found)[found[0].name]
-        for layout, values in zip(batch.layouts[found[0].layout], captured, strict=True):
+        captured = model.capture(batch, [found])[found.name]
+        for layout, values in zip(batch.layouts[found.layout], captured, strict=True):
             rows = np.arange(len(layout)) if where is None else where(layout)
             rows = np.flatnonzero(rows) if rows.dtype == bool else rows
             out.append(values.double().cpu().numpy()[rows[rows < len(layout)]])

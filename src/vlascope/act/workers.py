@@ -95,8 +95,15 @@ def play_in_processes(
 def _send_next(end: Connection, jobs: Any) -> bool:
     job = next(jobs, None)
     if job is not None:
-        end.send_bytes(job)
+        try:
+            end.send_bytes(job)
+        except ConnectionError as error:
+            raise _died("perhaps for want of memory; try fewer processes") from error
     return job is not None
+
+
+def _died(why: str) -> WorkerError:
+    return WorkerError(f"a process that played episodes died, {why}.")
 
 
 def _receive(end: Connection, *, needs_script: bool = False) -> Any:
@@ -109,7 +116,7 @@ def _receive(end: Connection, *, needs_script: bool = False) -> Any:
                 "as it could not import the script, in which the edit, the watcher or a change of pictures is defined. "
                 'Call this under `if __name__ == "__main__":`, define them in a module, or use processes=1'
             )
-        raise WorkerError(f"a process that played episodes died, {why}.") from error
+        raise _died(why) from error
     if kind == "error":
         raise value
     return value

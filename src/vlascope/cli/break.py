@@ -54,11 +54,15 @@ def run(args: Args) -> int:
     from .. import api
     from ..act import find_breaks
     from ..act.breaking import episodes_of
+    from ..act.rollout import check_free
     from ..files import write_json
     from ..measure.result import TABLE_HEAD
 
+    check_free(args.out)
     model = api.load(args.model, device=args.device)
     edit = chosen_edit(args, model)
+    if args.out is not None:
+        model.resolve(args.sites)  # unknown sites are refused before anything is played
     say(args, f"{model.name}: searching in {args.scenes} scenes of '{args.task}' from seed {args.seed}")
     found = find_breaks(
         model, task=args.task, n_scenes=args.scenes, seed=args.seed, kinds=args.kinds, n_halvings=args.halvings,
@@ -72,6 +76,7 @@ def run(args: Args) -> int:
     lines = [table(found.table(), head=TABLE_HEAD), "", found.verdict()]
     easiest = found.easiest()
     if args.out is not None:
+        path = write_json(args.out / "break.json", facts)  # whatever comes of the capture
         if easiest is not None:
             source = episodes_of(model, easiest, image_px=args.image_px, edit=edit)
             run_dir = api.capture(
@@ -79,7 +84,8 @@ def run(args: Args) -> int:
             )
             facts |= {"run": str(run_dir.path), "pictures": _pictures(args.out, source)}
             lines += [f"before and after: {run_dir.path} (see it with `vlascope cut {run_dir.path}`)"]
-        facts["file"] = str(write_json(args.out / "break.json", facts))
+            write_json(path, facts)
+        facts["file"] = str(path)
         lines += [facts["file"]]
     give(args, facts, text="\n".join(lines))
     return OK

@@ -77,17 +77,20 @@ def run(args: Args) -> int:
     from .. import api
     from ..act import closed_loop, compare
     from ..act.paired import success_result
+    from ..act.rollout import check_change, check_free
     from ..act.watching import WATCH_HEAD, saved_monitor, watch_report
     from ..measure.result import TABLE_HEAD
     from ..measure.result import table as rows_of
     from ..sim import Perturbation
 
+    check_free(args.out, args.failures)  # before the unchanged episodes are played
     model = api.load(args.model, device=args.device)
     edit = chosen_edit(args, model)
     watched_by = None
     if args.monitor is not None:
         watched_by = saved_monitor(args.monitor, model=model, detector=args.detector, rule=args.rule)
     scene = Perturbation(brightness=args.brightness, camera_shift=args.camera_shift, table=args.table)
+    check_change(scene)
     is_clean = edit is None and scene == Perturbation()
     changed = not is_clean or watched_by is not None
     if args.only and not changed:
@@ -113,7 +116,16 @@ def run(args: Args) -> int:
     results = [success_result(loop) for loop in loops]
     facts: dict[str, Any] = {"model": model.name, "conditions": [loop.to_dict() for loop in loops]}
     if len(loops) == 2:
-        pair = compare(*loops)
+        free = None
+        if loops[1].n_vetoed and not is_clean:
+            say(
+                args,
+                f"{loops[1].n_vetoed} stopped: playing the changed episodes unwatched, to see how those end",
+            )
+            free = closed_loop(model, **common, edit=edit, perturbation=scene)
+            results.append(success_result(free))
+            facts["unwatched"] = free.to_dict()
+        pair = compare(*loops, unwatched=free)
         results += pair.results() if watched_by is not None else [pair.difference, pair.wrong_object]
         facts["comparison"] = pair.to_json()
     rate = loops[-1].steps_per_second

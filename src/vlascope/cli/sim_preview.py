@@ -32,9 +32,11 @@ def run(args: Args) -> int:
     """Draw and print the path."""
     from PIL import Image
 
+    from ..act.saved import check_file
     from ..files import write_atomic
     from ..sim import preview
 
+    check_file(args.out)
     sheet = Image.fromarray(preview(seed=args.seed, n_scenes=args.scenes, image_px=args.image_px))
     path = write_atomic(args.out, lambda handle: sheet.save(handle, format="PNG"))
     give(args, {"picture": str(path), "width": sheet.width, "height": sheet.height}, text=str(path))

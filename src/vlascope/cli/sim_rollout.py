@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ._common import Common, Device, ModelName, OutPath, give, say
 from ._main import OK
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +33,37 @@ class Args(Common):
 def run(args: Args) -> int:
     """Roll out and print the counts."""
     from .. import api
+    from ..act.rollout import check_free
     from ..models.policy import VLAPolicy
-    from ..sim import rollout
+    from ..sim import Perturbation, rollout
 
+    check_free(args.out)
     model = api.load(args.model, device=args.device)
     say(args, f"{model.name}: {args.episodes} episodes of '{args.task}', seed {args.seed}")
     # A reply that is no action moves nothing; it must not end the count.
-    policy = VLAPolicy(model, malformed="hold")
+    # Each episode has a policy of its own: a gripper that the last one closed must not be held closed in the next.
+    policies: dict[int, VLAPolicy] = {}
+
+    def start(rgb: np.ndarray, episode: int) -> np.ndarray:
+        if episode not in policies:
+            policies[episode] = VLAPolicy(model, malformed="hold")
+        return rgb
+
     result = rollout(
-        policy,
+        lambda rgb, text: policies[max(policies)](rgb, text),
         task=args.task,
         n_episodes=args.episodes,
         seed=args.seed,
         out=args.out,
+        perturbation=Perturbation(image=start),
         quiet=args.quiet,
     )
     low, high = result.interval
-    facts = {"model": model.name, **result.to_dict(), "malformed_replies": policy.n_malformed}
+    facts = {
+        "model": model.name,
+        **result.to_dict(),
+        "malformed_replies": sum(one.n_malformed for one in policies.values()),
+    }
     if args.out:
         facts["out"] = str(args.out)
     lines = [

@@ -50,17 +50,27 @@ class Args(OnItems):
 def run(args: Args) -> int:
     """Steer, measure and print."""
     from ..act import baseline, dose_response, random_directions
-    from ..act.saved import save_direction
+    from ..act.edits import check_batch_size
+    from ..act.saved import check_file, save_direction
     from ..act.steer import SteerDirection
     from ..act.words import with_word
+    from ..errors import InputError
     from ..items.perturb import swap_prompt
     from ..measure.result import TABLE_HEAD
 
     def names_the_first(item: Item) -> bool:
         return with_word(item, old=args.words[0], new=args.words[1]) is not None
 
+    check_batch_size(args.batch_size)
+    if args.save is not None:
+        check_file(args.save)
     # Items that name the first word, so that there is something to steer away from.
     model, chosen = open_both(args, keep=names_the_first if len(args.words) == 2 else None)
+    if len(args.words) == 2 and not names_the_first(chosen[0]):
+        raise InputError(
+            f"none of {len(chosen)} prompts holds '{args.words[0]}', the word to steer away from; such as "
+            f"'{chosen[0].prompt}'. Choose a word that they hold, or other items."
+        )
     steer, more = _steering(args, model, chosen)
     say(args, f"steering {len(chosen)} items at {steer.site}")
     base = baseline(model, chosen, batch_size=args.batch_size)
@@ -95,7 +105,7 @@ def _steering(args: Args, model: Any, items: list[Any]) -> tuple[SteerDirection 
     from ..act.words import word_direction
     from ..errors import InputError
 
-    if (len(args.words) == 2) == (args.sae is not None):
+    if len(args.words) not in (0, 2) or (len(args.words) == 2) == (args.sae is not None):
         raise InputError("say what to steer along: --words FROM TO, or --sae DICTIONARY --latent N.")
     if args.sae is None:
         if args.site is None:
