@@ -416,8 +416,9 @@ def test_another_capture_of_the_training_data_is_known(folder, checkpoint, monit
     )
     assert again.info["content_sha256"] != run.info["content_sha256"]
     split = same_split(run, {"key": {"train": TrainConfig(held_out=0.5).to_json()}})
+    assert checkpoint.origin["items_fingerprint"] == run.config["items"]["fingerprint"]
     origin = {
-        **checkpoint.origin,
+        **{k: v for k, v in checkpoint.origin.items() if k != "items_fingerprint"},  # as older dictionaries
         "key": {"run": run.info["content_sha256"], "train": TrainConfig(held_out=0.5).to_json()},
         "held_out_items": [run.items[int(i)].item_id for i in split.held_out[:1000]],
         "n_held_out_items": len(split.held_out),
