@@ -158,7 +158,7 @@ def test_alarms_come_when_where_and_at_the_level_that_was_planted(monitor, wrong
     assert "realised_false_alarms_when_fitted" in facts
 
 
-@pytest.mark.parametrize("detector", ["sae", "sae-change", "mahalanobis", "pca"])
+@pytest.mark.parametrize("detector", ["sae", "sae-fall", "mahalanobis", "pca"])
 @pytest.mark.parametrize("rule", ["frame", "cusum", "both", "sigma"])
 def test_watching_step_by_step_equals_scoring_the_episode(monitor, wrong, detector, rule):
     watcher = monitor.watcher(detector=detector, rule=rule)
@@ -192,9 +192,9 @@ def test_watching_step_by_step_equals_scoring_the_episode(monitor, wrong, detect
         assert ("(sum)" in one.row()[4]) == (one.kind == "cusum")
 
 
-def test_what_leaves_less_to_rebuild_is_seen_by_the_two_sided_error_alone(monitor, fresh):
-    """As darkness does: each token becomes what the dictionary makes of it."""
-    alarms = {"sae": 0, "sae-change": 0}
+def test_what_leaves_less_to_rebuild_is_seen_by_falling_errors_alone(monitor, fresh):
+    """As glare does: each token becomes what the dictionary makes of it."""
+    alarms = {"sae": 0, "sae-fall": 0}
     for items in episodes_of(fresh):
         tokens = episode_tokens(fresh, SITE, items, monitor.patches)
         flat = torch.from_numpy(tokens.reshape(-1, D))
@@ -204,8 +204,8 @@ def test_what_leaves_less_to_rebuild_is_seen_by_the_two_sided_error_alone(monito
             limits = next(iter(monitor.use(detector).thresholds.values()))
             scores = monitor.frame_scores(monitor.patch_scores(made, detector=detector), camera=0)
             alarms[detector] += limits.first_alarm(scores, rule="frame") is not None
-    assert alarms == {"sae": 0, "sae-change": 30}
-    where = monitor.explain(made[0], detector="sae-change")
+    assert alarms == {"sae": 0, "sae-fall": 30}
+    where = monitor.explain(made[0], detector="sae-fall")
     assert where.level is not None and where.level_rise < 0 and np.isfinite(where.level_rise)
 
 

@@ -146,7 +146,7 @@ class Monitor:
         top: Share of a camera's patches, the highest ones, whose mean is the frame's score.
         patches: What it watches.
         cameras: Names of the cameras, by number.
-        fitted: By detector: "sae", "sae-change", "mahalanobis", "pca".
+        fitted: By detector: "sae", "sae-fall", "mahalanobis", "pca".
         level_centre, level_spread: float32 [n_levels], of the logarithm of each level's error of a clean patch.
         model: Name and fingerprint of the model.
         facts: What it was fitted on; JSON-able.
@@ -249,7 +249,7 @@ class Monitor:
 
         Args:
             tokens_fpd: Raw tokens of the watched patches, [frames, p, d].
-            detector: "sae", "sae-change", "mahalanobis" or "pca".
+            detector: "sae", "sae-fall", "mahalanobis" or "pca".
 
         Raises:
             InputError: another number of patches or channels, or NaN.
@@ -315,8 +315,8 @@ class Monitor:
             logs = np.log(own.levels(some).numpy() + FLOOR)
             values = ((logs - self.level_centre) / self.level_spread).mean(0)
             rises = {int(w): float(v) for w, v in zip(own.sae.levels, values, strict=True)}
-        size = abs if own.is_two_sided else float
-        level = max(rises, key=lambda w: size(rises[w])) if rises else None
+        sign = -1 if own.sees_falls else 1
+        level = max(rises, key=lambda w: sign * rises[w]) if rises else None
         return Where(
             patches=marked,
             box=self._box(marked, scores),

@@ -16,14 +16,14 @@ from ..sae import MatryoshkaSAE
 from ..sae.errors import reconstruction_errors
 
 MIN_TOKENS_PER_CHANNEL = 2
-DETECTORS = ("sae", "sae-change", "mahalanobis", "pca")
+DETECTORS = ("sae", "sae-fall", "mahalanobis", "pca")
 
 
 class Detector(Protocol):
-    """Scores tokens one by one; larger is less usual, and so is smaller where `is_two_sided`."""
+    """Scores tokens one by one; larger is less usual, or smaller where `sees_falls`."""
 
     name: ClassVar[str]
-    is_two_sided: ClassVar[bool]
+    sees_falls: ClassVar[bool]
 
     def score(self, x_td: Tensor) -> Tensor:
         """Return float32 [n], >= 0, for raw tokens [n, d]."""
@@ -41,7 +41,7 @@ class SAEError:
     sae: MatryoshkaSAE
     variance: float
     name: ClassVar[str] = "sae"
-    is_two_sided: ClassVar[bool] = False
+    sees_falls: ClassVar[bool] = False
 
     def score(self, x_td: Tensor) -> Tensor:
         """Return the errors, float32 [n]."""
@@ -57,11 +57,11 @@ class SAEError:
 
 
 @dataclass(frozen=True)
-class SAEChange(SAEError):
-    """The same error, unusual when it rises or falls: darkness and silenced modules leave less to rebuild."""
+class SAEFall(SAEError):
+    """The same error, unusual when it falls: glare and silenced modules leave less to rebuild."""
 
-    name: ClassVar[str] = "sae-change"
-    is_two_sided: ClassVar[bool] = True
+    name: ClassVar[str] = "sae-fall"
+    sees_falls: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Mahalanobis:
     mean: Tensor
     whitener: Tensor  # [d, d], x -> (x - mean) @ whitener has unit covariance
     name: ClassVar[str] = "mahalanobis"
-    is_two_sided: ClassVar[bool] = False
+    sees_falls: ClassVar[bool] = False
 
     def score(self, x_td: Tensor) -> Tensor:
         """Return the distances, float32 [n]."""
@@ -93,7 +93,7 @@ class PCAResidual:
     basis: Tensor  # [d, k], orthonormal columns
     variance: float
     name: ClassVar[str] = "pca"
-    is_two_sided: ClassVar[bool] = False
+    sees_falls: ClassVar[bool] = False
 
     def score(self, x_td: Tensor) -> Tensor:
         """Return the squared residuals, float32 [n]."""
@@ -118,10 +118,10 @@ def standardized(
     Args:
         logs_fp: Logarithms of a detector's scores.
         centre, spread: [p], of clean frames.
-        detector: Whose scores these are; for one that is two-sided, a fall counts as much as a rise.
+        detector: Whose scores these are; for one that `sees_falls`, a fall counts instead of a rise.
     """
     found = (logs_fp - centre) / spread
-    return np.abs(found) if detector.is_two_sided else found
+    return -found if detector.sees_falls else found
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def evaluate_attack(
         attack: Name of the attack.
         clean: Clean episodes that nothing was fitted on.
         attacked: Episodes with an onset.
-        detector: "sae", "sae-change", "mahalanobis" or "pca".
+        detector: "sae", "sae-fall", "mahalanobis" or "pca".
         rule: What raises the alarm.
         camera: Judge by this camera alone. Without it an alarm of any camera counts, and a frame scores what its
             highest camera does.

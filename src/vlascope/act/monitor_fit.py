@@ -29,8 +29,8 @@ from .monitor import (
 from .monitor_detectors import (
     DETECTORS,
     Detector,
-    SAEChange,
     SAEError,
+    SAEFall,
     mahalanobis,
     moments,
     pca_residual,
@@ -123,8 +123,8 @@ def fit_monitor(
     found = moments(reference_tokens())
     k = n_components or checkpoint.sae.config.k
     sae = SAEError(checkpoint.sae, found.variance)
-    change = SAEChange(checkpoint.sae, found.variance)
-    detectors: list[Detector] = [sae, change, mahalanobis(found), pca_residual(found, n_components=k)]
+    fall = SAEFall(checkpoint.sae, found.variance)
+    detectors: list[Detector] = [sae, fall, mahalanobis(found), pca_residual(found, n_components=k)]
     assert tuple(one.name for one in detectors) == DETECTORS
     logs: dict[str, list[NDArray[np.float32]]] = {one.name: [] for one in detectors}
     level_logs: list[NDArray[np.float32]] = []
@@ -140,7 +140,7 @@ def fit_monitor(
         tokens = episode_tokens(run, site, groups[number], patches)
         for one in detectors:
             # The two that look at the dictionary's error share it.
-            shared = logs[sae.name][number] if one is change else None
+            shared = logs[sae.name][number] if one is fall else None
             logs[one.name].append(np.log(raw_scores(one, tokens) + FLOOR) if shared is None else shared)
         if number in is_reference:
             level_logs.append(_level_logs(sae, tokens[::every]))

@@ -153,7 +153,7 @@ def score_run(
     Args:
         monitor: The monitor.
         run: The run; it must hold the monitor's site.
-        detector: "sae", "sae-change", "mahalanobis" or "pca".
+        detector: "sae", "sae-fall", "mahalanobis" or "pca".
         rule: "frame", "cusum", "both" or "sigma".
         label: Label that is true (1, "yes", ...) for frames in which something is wrong: such episodes are left out of
             the realised rate and are what should be detected, from their first such frame on.

@@ -15,7 +15,7 @@ from ..sae import load_sae
 from ..sae.checkpoint import CONFIG_NAME, PROOF_NAME, WEIGHTS_NAME
 from ..sae.tensors import write_tensors
 from .monitor import Fitted, Monitor, Patches
-from .monitor_detectors import SAEChange, SAEError, from_tensors
+from .monitor_detectors import SAEError, SAEFall, from_tensors
 from .monitor_thresholds import Rate, Thresholds
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MONITOR_NAME, TENSORS_NAME, DICTIONARY_NAME = "monitor.json", "monitor.safetensors", "dictionary"
 _PATCH_FIELDS = ("position", "row", "col", "camera")
-_BY_DICTIONARY = {one.name: one for one in (SAEError, SAEChange)}
+_BY_DICTIONARY = {one.name: one for one in (SAEError, SAEFall)}
 
 
 def save_monitor(monitor: Monitor, path: Path | str, *, checkpoint: Checkpoint) -> Path:

@@ -20,7 +20,7 @@ class MonitorWatcher:
 
     Attributes:
         monitor: The fitted monitor.
-        detector: "sae", "sae-change", "mahalanobis" or "pca".
+        detector: "sae", "sae-fall", "mahalanobis" or "pca".
         rule: "both", "frame", "cusum" or "sigma".
         scores: Frame scores so far, one list per camera, in the order of the monitor's cameras.
     """

@@ -23,7 +23,7 @@ class SavedMonitor:
 
     Attributes:
         path: Folder of the monitor, absolute.
-        detector: What scores the tokens: "sae", "sae-change", "mahalanobis" or "pca".
+        detector: What scores the tokens: "sae", "sae-fall", "mahalanobis" or "pca".
         rule: Which limit counts.
     """
 

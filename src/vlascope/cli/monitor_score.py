@@ -12,7 +12,7 @@ from ._common import Common, Device, OptionalText, RunPath, give, table
 from ._main import OK
 
 MonitorPath = Positional[Annotated[Path, arg(metavar="MONITOR")]]
-Detector = Literal["sae", "sae-change", "mahalanobis", "pca"]
+Detector = Literal["sae", "sae-fall", "mahalanobis", "pca"]
 RuleName = Literal["frame", "cusum", "both", "sigma"]
 
 
@@ -25,7 +25,7 @@ class Args(Common):
     monitor: MonitorPath
     """folder of the monitor, as printed by `vlascope monitor fit`"""
     detector: Detector = "sae"
-    """what scores the tokens: the dictionary's error (sae: its rise, sae-change: rise or fall), or raw activations"""
+    """what scores the tokens: the dictionary's error (sae: its rise, sae-fall: its fall), or raw activations"""
     rule: RuleName = "frame"
     """frame: a frame's score; cusum: lasting rises; both: either; sigma: mean + 2 deviations, which states no rate"""
     label: OptionalText = None
